@@ -1,0 +1,115 @@
+"""Attention over packed segments, none of which sees another.
+
+Shape suffixes:
+    N: patches of a pack, all segments one after the other
+    B: segments of one length
+    L: patches of one segment
+    H: attention heads
+    E: head_dim
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+from encoder.packing import cu_seqlens
+
+Backend = Literal["varlen", "sdpa"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segments:
+    """Lengths of a pack's segments, on the host and on the device.
+
+    The host's copy lets every backend plan without waiting for the GPU.
+
+    Attributes:
+        lengths: Patches of each segment.
+        offsets: Where each segment starts and the last one ends, int32 [len(lengths) + 1], on
+            the device of the patches.
+    """
+
+    lengths: tuple[int, ...]
+    offsets: torch.Tensor
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device) -> "Segments":
+        """Builds the lengths' device copy."""
+        offsets = torch.tensor(cu_seqlens(lengths), dtype=torch.int32)
+        return cls(lengths=tuple(lengths), offsets=offsets.to(device, non_blocking=True))
+
+
+def choose_backend(x_NHE: torch.Tensor) -> Backend:
+    """Returns the backend for queries like these: one for every segment of a pack.
+
+    The choice looks at device, dtype and head width, never at the pack, so that a segment's
+    result does not depend on its neighbours.
+    """
+    head_dim = x_NHE.shape[-1]
+    if (
+        x_NHE.device.type == "cuda"
+        and x_NHE.dtype in (torch.bfloat16, torch.float16)
+        and head_dim <= 256
+        and head_dim % 8 == 0
+        and torch.cuda.get_device_capability(x_NHE.device) >= (8, 0)
+    ):
+        return "varlen"
+    return "sdpa"
+
+
+# Segment lengths differ from pack to pack; without this, a compiled block would be compiled
+# again for each.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def attend(
+    query_NHE: torch.Tensor, key_NHE: torch.Tensor, value_NHE: torch.Tensor, segments: Segments
+) -> torch.Tensor:
+    """Attends within each segment, scaled by head_dim ** -0.5, without mask or dropout.
+
+    Args:
+        query_NHE: [N, heads, head_dim], any floating dtype.
+        key_NHE: As the queries.
+        value_NHE: As the queries.
+        segments: Their lengths, which cover the N patches exactly: some kernels leave rows
+            past the last segment unwritten, and whatever is there spreads.
+
+    Returns:
+        [N, heads, head_dim] in the queries' dtype.
+    """
+    assert sum(segments.lengths) == query_NHE.shape[0]
+    if choose_backend(query_NHE) == "varlen":
+        return _attend_varlen(query_NHE, key_NHE, value_NHE, segments)
+    return _attend_sdpa(query_NHE, key_NHE, value_NHE, segments)
+
+
+def _attend_varlen(
+    query_NHE: torch.Tensor, key_NHE: torch.Tensor, value_NHE: torch.Tensor, segments: Segments
+) -> torch.Tensor:
+    longest = max(segments.lengths)
+    offsets = segments.offsets
+    out_NHE = varlen_attn(query_NHE, key_NHE, value_NHE, offsets, offsets, longest, longest)
+    assert isinstance(out_NHE, torch.Tensor)
+    return out_NHE
+
+
+def _attend_sdpa(
+    query_NHE: torch.Tensor, key_NHE: torch.Tensor, value_NHE: torch.Tensor, segments: Segments
+) -> torch.Tensor:
+    """Batches neighbours of equal length, which `plan_packs` puts together.
+
+    Measured on one CPU core: 256 segments of 16 patches take 2.2 ms so against 6.7 ms one by
+    one. Gathering equal lengths from all over a pack first copies queries, keys, values and
+    result, and took 20 to 40% longer than leaving mixed lengths where they are.
+    """
+    runs = [(length, len(list(run))) for length, run in groupby(segments.lengths)]
+    sizes = [length * count for length, count in runs]
+    outputs = []
+    packs = (torch.split(x, sizes) for x in (query_NHE, key_NHE, value_NHE))
+    for (length, _), *qkv in zip(runs, *packs, strict=True):
+        q_BHLE, k_BHLE, v_BHLE = (x.view(-1, length, *x.shape[1:]).transpose(1, 2) for x in qkv)
+        out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE)
+        outputs.append(out_BHLE.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)

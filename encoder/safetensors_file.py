@@ -1,0 +1,190 @@
+"""One safetensors file on any filesystem: its header, and some of its tensors by byte range.
+
+The header comes from outside and is checked before anything is read or allocated by it. No torch.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+# fsspec is untyped; this is an fsspec.AbstractFileSystem.
+Filesystem = Any
+
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_LENGTH_BYTES = 8
+_CHUNK_BYTES = 64 * 2**20  # held at once, unless one tensor is larger
+_PART_BYTES = 16 * 2**20  # object stores serve several such at a time
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
+ITEM_BYTES |= {"U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; one line that names the place and what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """Where a tensor lies.
+
+    Attributes:
+        path: The file, on its filesystem.
+        dtype: As safetensors spells it: `F32`, `BF16`.
+        shape: Sizes of its dimensions.
+        start: First byte, counted from the beginning of the file.
+        end: First byte behind it.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a safetensors file says of itself.
+
+    Attributes:
+        entries: Tensors by name.
+        metadata: Strings by name.
+    """
+
+    entries: dict[str, TensorEntry]
+    metadata: dict[str, str]
+
+
+def open_location(location: str) -> tuple[Filesystem, str]:
+    """Returns filesystem and path of a local path or any URL that fsspec knows.
+
+    Raises:
+        CheckpointError: No filesystem for the URL, or its package is missing.
+    """
+    try:
+        fs, path = url_to_fs(location)
+    except (ValueError, ImportError) as error:
+        raise CheckpointError(f"{location}: {error}") from error
+    return fs, path.rstrip("/")
+
+
+def read_header(fs: Filesystem, path: str) -> Header:
+    """Reads and checks the header of a safetensors file.
+
+    Args:
+        fs: The filesystem.
+        path: The file on it.
+
+    Raises:
+        CheckpointError: No such file, or the header is corrupt or lies: no JSON object, ranges
+            past the end of the file, overlapping, or not as long as dtype and shape need.
+    """
+    try:
+        size = fs.size(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    if size < _LENGTH_BYTES:
+        raise CheckpointError(f"{path}: not safetensors: only {size} bytes")
+    (length,) = struct.unpack("<Q", read_range(fs, path, 0, _LENGTH_BYTES))
+    data_start = _LENGTH_BYTES + length
+    if length > _MAX_HEADER_BYTES or data_start > size:
+        raise CheckpointError(
+            f"{path}: corrupt: a header of {length} bytes in a file of {size} bytes"
+        )
+    try:
+        header = json.loads(read_range(fs, path, _LENGTH_BYTES, data_start).decode())
+        metadata = header.pop("__metadata__", {})
+        entries = {name: _read_entry(path, raw, data_start, size) for name, raw in header.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: corrupt header: {_reason(error)}") from error
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: corrupt header: __metadata__ is not an object")
+    _check_overlap(path, entries)
+    return Header(entries=entries, metadata=metadata)
+
+
+def read_tensors(
+    fs: Filesystem, entries: Mapping[str, TensorEntry]
+) -> Iterator[tuple[str, memoryview]]:
+    """Reads tensors, file by file and in the order of their bytes, and nothing beside them.
+
+    Neighbours are read together, at most 64 MiB at once unless one tensor is larger.
+
+    Yields:
+        Name and raw little-endian bytes, writable and the caller's own to keep.
+
+    Raises:
+        CheckpointError: A file ends before a tensor does.
+    """
+    chunk: dict[str, TensorEntry] = {}
+    start = end = 0
+    path = ""
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].path, item[1].start)):
+        touches = entry.path == path and entry.start == end
+        if chunk and not (touches and entry.end - start <= _CHUNK_BYTES):
+            yield from _read_chunk(fs, chunk, start, end)
+            chunk = {}
+        if not chunk:
+            path, start = entry.path, entry.start
+        chunk[name] = entry
+        end = entry.end
+    if chunk:
+        yield from _read_chunk(fs, chunk, start, end)
+
+
+def read_range(fs: Filesystem, path: str, start: int, end: int) -> bytearray:
+    """Reads bytes `start` to `end` of a file.
+
+    Raises:
+        CheckpointError: The file ends early.
+    """
+    starts = list(range(start, end, _PART_BYTES))
+    ends = [min(part + _PART_BYTES, end) for part in starts]
+    parts = fs.cat_ranges([path] * len(starts), starts, ends, on_error="raise")
+    data = bytearray().join(parts)
+    if len(data) != end - start:
+        raise CheckpointError(f"{path}: truncated: ends within bytes {start} to {end}")
+    return data
+
+
+def _read_chunk(
+    fs: Filesystem, chunk: Mapping[str, TensorEntry], start: int, end: int
+) -> Iterator[tuple[str, memoryview]]:
+    path = next(iter(chunk.values())).path
+    data = memoryview(read_range(fs, path, start, end))
+    for name, entry in chunk.items():
+        yield name, data[entry.start - start : entry.end - start]
+
+
+def _read_entry(path: str, raw: Any, data_start: int, size: int) -> TensorEntry:
+    dtype, shape, (start, end) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
+    for number in (*shape, start, end):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ValueError(f"{number!r} where a size or an offset belongs")
+    if not start <= end <= size - data_start:
+        raise ValueError(
+            f"bytes {start} to {end} of a tensor, where the file holds {size - data_start}"
+        )
+    # A dtype that came later than this file can only belong to a tensor that is not ours.
+    item_bytes = ITEM_BYTES.get(dtype)
+    if item_bytes is not None and end - start != item_bytes * math.prod(shape):
+        raise ValueError(f"{end - start} bytes for {dtype} of shape {shape}")
+    return TensorEntry(
+        path=path, dtype=dtype, shape=shape, start=data_start + start, end=data_start + end
+    )
+
+
+def _check_overlap(path: str, entries: Mapping[str, TensorEntry]) -> None:
+    ordered = sorted(entries.items(), key=lambda item: (item[1].start, item[1].end))
+    for (first, before), (second, after) in pairwise(ordered):
+        if after.start < before.end:
+            raise CheckpointError(f"{path}: corrupt header: {first} and {second} overlap")
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error} in an entry" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,1 @@
+"""The command lines, one file each: parse, connect, run, exit code."""

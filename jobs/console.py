@@ -1,0 +1,90 @@
+"""What every command line shares: parsing, one line for a failure, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+import tyro
+from rich.filesize import decimal
+
+from pipeline.cluster import quiet
+from pipeline.errors import PatchflowError, UsageError
+from pipeline.plan import PlanReport
+
+Config = TypeVar("Config")
+
+INTERRUPTED = 1
+
+
+def run(
+    config: type[Config], job: Callable[[Config], int], name: str, args: Sequence[str] | None
+) -> NoReturn:
+    """Parses `args` into `config`, runs `job` on it and ends the process with its exit code.
+
+    What a user can mend is one line on standard error and the exit code of its exception;
+    everything else is a bug and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        parsed = _parse(config, name, job.__doc__, args)
+        if not getattr(parsed, "verbose", False):
+            quiet()
+        code = job(parsed)
+    except PatchflowError as error:
+        print(f"patchflow {name}: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(
+            f"patchflow {name}: interrupted; what is committed stays, and the same command resumes",
+            file=sys.stderr,
+        )
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _parse(
+    config: type[Config], name: str, description: str | None, args: Sequence[str] | None
+) -> Config:
+    """Parses; what tyro says of a wrong command in a box of several lines becomes one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(config, prog=f"patchflow {name}", description=description, args=args)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UsageError(f"{_first_words(box.getvalue())}; see patchflow {name} --help") from None
+
+
+def _first_words(box: str) -> str:
+    """What a box of tyro's says between its title and its first rule, as one line."""
+    words = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╰╯ ")
+        if not text.strip("─") or text.startswith(("Got errors", "Argument helptext")):
+            break
+        words.append(" ".join(text.split()))
+    return " ".join(words).rstrip(".:")
+
+
+def print_plan(report: PlanReport) -> None:
+    """What a planning found, in a few lines."""
+    known = f", {report.unchanged:,} known and unchanged" if report.unchanged else ""
+    changed = f", {report.changed:,} changed" if report.changed else ""
+    size = decimal(report.size_bytes)
+    print(f"{report.new:,} new items{changed}{known}: {size} in {report.shards:,} shards")
+    if report.duplicates:
+        print(f"{report.duplicates:,} items were named more than once and are planned once")
+    if report.skipped.by_suffix:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in report.skipped.by_suffix.most_common(5))
+        print(f"skipped files that are neither images nor videos by name: {kinds}")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

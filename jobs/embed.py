@@ -1,0 +1,65 @@
+"""`embed INPUT... --output OUT`: plan if need be, embed what is not committed, print a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from jobs import console
+from pipeline.config import EmbedConfig
+from pipeline.embed import Summary, embed
+from pipeline.storage import join
+
+
+def job(config: EmbedConfig) -> int:
+    """Embed images into Parquet. Run the same command again to resume, or to add what is new."""
+    print_summary(embed(config))
+    return 0
+
+
+def print_summary(summary: Summary) -> None:
+    """The end of a run, for people, on standard output."""
+    out = Console(soft_wrap=True, highlight=False)
+    if summary.plan.planned or not summary.shards:
+        console.print_plan(summary.plan)
+    if not summary.shards:
+        out.print(f"nothing to do: every planned item of {summary.output} is committed")
+        return
+    rows = [
+        ("embedded", f"{summary.embedded:,} items, {summary.tokens:,} tokens"),
+        ("failed", _failures(summary)),
+        ("shards", f"{summary.shards:,} committed"),
+        ("time", f"{summary.seconds:.1f} s, {summary.items / summary.seconds:,.1f} items/s"),
+    ]
+    if summary.steady_items_s:
+        rate = summary.tokens / summary.items * summary.steady_items_s if summary.items else 0
+        rows.append(("steady", f"{summary.steady_items_s:,.1f} items/s, {rate:,.0f} tokens/s"))
+    rows += [
+        ("pack fill", f"{summary.fill:.0%} of the token budget"),
+        ("output", summary.output),
+        ("read it", f"duckdb -c \"FROM '{join(summary.output, 'embeddings/**/*.parquet')}'\""),
+    ]
+    for name, value in rows:
+        out.print(f"[bold]{name:>10}[/bold]  {value}")
+    if summary.encoder.random:
+        out.print(
+            f"[bold yellow]   WARNING[/bold yellow]  the {summary.encoder.location!r} preset has "
+            "RANDOM weights: these vectors mean nothing; give --encoder a checkpoint"
+        )
+
+
+def _failures(summary: Summary) -> str:
+    if not summary.failed:
+        return "0 items"
+    codes = ", ".join(f"{code} {count:,}" for code, count in summary.errors.most_common())
+    return f"{summary.failed:,} items: {codes}; see {join(summary.output, 'errors/')}"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m jobs.embed`."""
+    console.run(EmbedConfig, job, "embed", args)
+
+
+if __name__ == "__main__":
+    main()

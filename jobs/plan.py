@@ -1,0 +1,37 @@
+"""`plan INPUT... [--output OUT]`: what would be done; with an output, frozen there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs import console
+from pipeline.config import PlanConfig
+from pipeline.errors import UsageError
+from pipeline.manifest import generations
+from pipeline.plan import plan
+from pipeline.storage import canonical
+
+
+def job(config: PlanConfig) -> int:
+    """Show what would be embedded: items, bytes, shards. With --output, freeze it there."""
+    if not config.inputs:
+        raise UsageError("name an INPUT: a folder, a glob, an s3:// prefix or a Parquet manifest")
+    output = canonical(config.output) if config.output else None
+    report, generation = plan(config, output, generations(output) if output else [])
+    console.print_plan(report)
+    if report.planned == 0:
+        print("nothing to plan" if report.unchanged else "no images or videos in the inputs")
+    elif generation is not None:
+        print(f"frozen as generation {generation.number} of {output}")
+    else:
+        print("nothing was written; --output OUT freezes the plan")
+    return 0
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m jobs.plan`."""
+    console.run(PlanConfig, job, "plan", args)
+
+
+if __name__ == "__main__":
+    main()

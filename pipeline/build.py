@@ -1,0 +1,175 @@
+"""The whole pipeline on one screen.
+
+    manifest rows, shard by shard      tasks       a few rows a block
+      -> Preprocess                    CPU actors  uri -> uint8 patches, grid_thw | error
+      -> Encode                        GPU actors  packs -> vectors | error
+      -> one block a shard             tasks       strict repartition, order kept
+      -> commit_shard                  tasks       objects, then the marker -> its JSON
+
+Every row in is one row out of every stage. Short shards are filled up with empty rows, so that
+the engine's own repartition cuts the stream exactly at shard boundaries. Blocks of several rows
+reach Preprocess as one nested row each: the engine can cut a stream after every row, but not
+where we please.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.data
+from ray.actor import ActorHandle
+
+from pipeline.commit import CommitConfig, Marker, commit_shard
+from pipeline.encode import Encode, EncodeConfig
+from pipeline.manifest import Shard, read_shard
+from pipeline.preprocess import Preprocess, PreprocessConfig
+
+_GIB = 2**30
+# A call's output is one block: this bounds it, with the largest image in every row.
+_BLOCK_BYTES = 256 * 2**20
+_BLOCK_ROWS = 64
+# How often a source task asks whether its shard may start.
+_GATE_S = 0.2
+# Actors hold at most this many blocks: those they work on and those queued for them.
+_IN_FLIGHT = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many actors of each kind, and what share of the cluster each one claims."""
+
+    preprocess: int
+    encode: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        kind = "GPU" if self.gpus else "CPU"
+        return f"{self.preprocess} preprocess and {self.encode} {kind} encoder actors"
+
+
+def block_rows(config: PreprocessConfig, items: int, workers: Workers) -> int:
+    """Rows a block: few enough to bound its bytes, and to give every actor its share."""
+    fair = -(-items // (4 * workers.preprocess))
+    return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // config.item_bytes, fair))
+
+
+def window(rows_a_block: int, shard_rows: int, workers: Workers) -> int:
+    """Shards that may be under way: enough to fill every actor, and one to follow on."""
+    actors = workers.preprocess + workers.encode
+    return 2 + -(-actors * _IN_FLIGHT * rows_a_block // shard_rows)
+
+
+def run(
+    shards: list[Shard],
+    *,
+    rows_a_block: int,
+    preprocess: PreprocessConfig,
+    encode: EncodeConfig,
+    commit: CommitConfig,
+    workers: Workers,
+    progress: ActorHandle[Any],
+) -> Iterator[Marker]:
+    """Embeds and commits `shards`, in order; yields each one's marker once it is written."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = None  # A call's output is one block, replayed or not.
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+
+    def actors(size: int) -> ray.data.ActorPoolStrategy:
+        return ray.data.ActorPoolStrategy(
+            size=size,
+            max_tasks_in_flight_per_actor=_IN_FLIGHT,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        )
+
+    # One shard number a row; a task reads its rows when the gate opens.
+    source = ray.data.range(len(shards), override_num_blocks=len(shards), concurrency=1)
+    rows = source.map_batches(
+        partial(
+            read_rows, shards=shards, commit=commit, rows_a_block=rows_a_block, progress=progress
+        ),
+        batch_size=None,
+        compute=ray.data.TaskPoolStrategy(size=1),
+    ).repartition(target_num_rows_per_block=1)
+    # One block in, one block out. `memory` also keeps the engine from fusing this with the
+    # source, which would make one call of a whole shard.
+    patches = rows.map_batches(
+        Preprocess,
+        fn_constructor_args=(preprocess,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=actors(workers.preprocess),
+        num_cpus=workers.cpus,
+        memory=_GIB,
+    )
+    # One block in, one block out; patches end here, vectors go on.
+    vectors = patches.map_batches(
+        Encode,
+        fn_constructor_args=(encode, progress),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=actors(workers.encode),
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus,
+        memory=_GIB + 1,
+    )
+    # Many blocks in, one block a shard out, then one tiny row. Writing waits for storage, not
+    # for a CPU.
+    markers = vectors.repartition(
+        target_num_rows_per_block=commit.shard_rows, strict=True
+    ).map_batches(
+        partial(commit_shard, config=commit),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=4),
+    )
+    for row in markers.iter_rows():
+        progress.commit.remote()
+        yield Marker.from_json(row["marker"])
+
+
+def read_rows(
+    batch: dict[str, npt.NDArray[np.int64]],
+    shards: list[Shard],
+    commit: CommitConfig,
+    rows_a_block: int,
+    progress: ActorHandle[Any],
+) -> pa.Table:
+    """The manifest rows of the run's shard number `batch["id"]`, nested: one row a block to be.
+
+    Waits until the gate lets this shard in.
+    """
+    (position,) = batch["id"].tolist()
+    while not ray.get(progress.is_open.remote(position)):
+        time.sleep(_GATE_S)
+    shard = shards[position]
+    return nest(read_shard(commit.output, shard), shard.id, commit.shard_rows, rows_a_block)
+
+
+def nest(rows: pa.Table, shard: str, shard_rows: int, rows_a_block: int) -> pa.Table:
+    """Cuts a shard into blocks-to-be, one row each: `rows`, a list of structs.
+
+    The last one also takes the empty rows that fill the shard up to `shard_rows`; they have the
+    shard's name and nothing else. `preprocess.unnest` is the inverse.
+    """
+    missing = shard_rows - rows.num_rows
+    empty = [
+        pa.array([shard] * missing) if field.name == "shard" else pa.nulls(missing, field.type)
+        for field in rows.schema
+    ]
+    filled = pa.concat_tables([rows, pa.Table.from_arrays(empty, schema=rows.schema)])
+    offsets = [*range(0, rows.num_rows, rows_a_block), shard_rows]
+    structs = filled.combine_chunks().to_struct_array().combine_chunks()
+    return pa.table({"rows": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)})

@@ -1,0 +1,116 @@
+"""Ray: started for a local run and stopped after it, or joined inside `ray job submit`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.build import Workers
+from pipeline.config import ComputeDevice, Device, EmbedConfig
+from pipeline.errors import UsageError
+
+# CPUs kept for the short tasks that read manifests and gather shards: with every CPU in an
+# actor's hands they would wait for ever.
+_TASK_CPUS = 2
+_OBJECT_STORE_BYTES = 2 * 2**30
+
+
+def in_cluster() -> bool:
+    """Whether there is a cluster to join: `ray job submit` says so in the environment."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def quiet() -> None:
+    """Turns off what Ray and the libraries print; call before Ray is imported.
+
+    Ray's core writes to file descriptor 2 behind Python's back, so that is where it is cut off;
+    `sys.stderr` goes on to the real one.
+    """
+    own = os.dup(2)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    os.close(silence)
+    sys.stderr = os.fdopen(own, "w", buffering=1)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    warnings.filterwarnings("ignore", module=r"ray\.")
+    for name in ("ray", "ray.data", "botocore", "aiobotocore", "s3fs", "fsspec"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def ray_running(*, verbose: bool) -> Iterator[None]:
+    """Joins the cluster of the environment, or runs a local one for as long as the block."""
+    import ray  # noqa: PLC0415 (after `quiet`, and only where it is needed)
+
+    level = logging.INFO if verbose else logging.CRITICAL
+    logs: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
+    if in_cluster():
+        ray.init(**logs)
+    else:
+        cores = len(os.sched_getaffinity(0))
+        ray.init(
+            address="local",
+            num_cpus=cores + _TASK_CPUS,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **logs,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def choose_device(device: Device) -> ComputeDevice:
+    """The device that `auto` means here. Inside a cluster, Ray must be joined already.
+
+    Raises:
+        UsageError: CUDA is asked for and there is none.
+    """
+    if device == "cpu":
+        return "cpu"
+    found = _gpus() > 0
+    if device == "cuda" and not found:
+        raise UsageError("--device cuda: there is no CUDA GPU here; use --device cpu")
+    return "cuda" if found else "cpu"
+
+
+def _gpus() -> float:
+    if in_cluster():
+        return _resources().get("GPU", 0.0)
+    import torch  # noqa: PLC0415
+
+    return float(torch.cuda.device_count())
+
+
+def _resources() -> dict[str, float]:
+    import ray  # noqa: PLC0415
+
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+def plan_workers(config: EmbedConfig, device: ComputeDevice) -> Workers:
+    """How the cluster's CPUs and GPUs are shared out; what the user says goes."""
+    resources = _resources()
+    cpus = max(1.0, resources.get("CPU", 1) - _TASK_CPUS)
+    gpus = resources.get("GPU", 0.0)
+    if device == "cuda":
+        encode = config.encoder_actors or max(1, int(gpus))
+        preprocess = config.preprocess_actors or max(1, int(cpus) - encode)
+    else:
+        encode = config.encoder_actors or max(1, int(cpus) // 2)
+        preprocess = config.preprocess_actors or max(1, int(cpus) - encode)
+    return Workers(
+        preprocess=preprocess,
+        encode=encode,
+        # More actors than CPUs share them; Ray would wait for CPUs that never come.
+        cpus=min(1.0, cpus / (preprocess + encode)),
+        gpus=min(1.0, gpus / encode) if device == "cuda" else 0.0,
+    )

@@ -1,0 +1,169 @@
+"""What a run is asked to do: the options of the command line, validated, and their groups.
+
+`EmbedConfig` is the command line of `jobs.embed`. Its fields are of three kinds (see
+`pipeline.fingerprint`): *semantic* ones make the results what they are, *frozen* ones lay out
+the output, *free* ones may change from run to run. The stages take configs of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from pipeline.errors import UsageError
+
+Pool = Literal["mean", "max"]
+Features = Literal["merged", "last_hidden_state"]
+OutputDtype = Literal["float32", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+ComputeDevice = Literal["cpu", "cuda"]
+ComputeDtype = Literal["float32", "bfloat16"]
+
+# Without these, help and error messages would spell out the None that stands for "not given".
+Count = Annotated[int | None, arg(metavar="INT")]
+Text = Annotated[str | None, arg(metavar="STR")]
+
+DEFAULT_SHARD_ROWS = 4096
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"{flag(name)} must be positive, got {value}")
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def slice_of(shards: str | None) -> tuple[int, int | None]:
+    """`--shards FROM:TO` as numbers; either side may be empty.
+
+    Raises:
+        UsageError: It is not of that form, or empty.
+    """
+    if shards is None:
+        return 0, None
+    match = re.fullmatch(r"(\d*):(\d*)", shards)
+    if match is None:
+        raise UsageError(f"--shards must be FROM:TO, such as 0:500, got {shards!r}")
+    start, stop = int(match[1] or 0), int(match[2]) if match[2] else None
+    if stop is not None and stop <= start:
+        raise UsageError(f"--shards {shards} is empty: TO must be larger than FROM")
+    return start, stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """What to embed, and how it is cut into shards."""
+
+    inputs: Positional[tuple[str, ...]] = ()
+    """Folders, globs, s3:// prefixes, or Parquet manifests with a `uri` column."""
+    shard_rows: Count = None
+    """Items a shard, the unit of writing and of resuming; 4096 where nothing is planned yet."""
+    partition_by: UseAppendAction[tuple[str, ...]] = ()
+    """Column of the manifest that becomes folders of the output; may be given several times."""
+    limit: Count = None
+    """Plan at most this many new items."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "shard_rows", "limit")
+        for text in (*self.inputs, *self.partition_by):
+            if not text.strip():
+                raise UsageError("an INPUT or --partition-by is empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(InputConfig):
+    """What to plan, and where to freeze the plan."""
+
+    output: Text = None
+    """Folder or s3:// prefix of an output; the plan is frozen there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(InputConfig):
+    """Embed every item of the inputs that is not embedded yet."""
+
+    output: str
+    """Folder or s3:// prefix of the output. Run again with the same one to resume."""
+    encoder: str = "tiny"
+    """A preset with random weights (tiny, small, medium, large), or a checkpoint's folder,
+    s3:// or hf:// location."""
+    seed: int = 0
+    """Seed of a preset's random weights."""
+    min_pixels: Count = None
+    """Scale smaller images up to this many pixels; the family's own where not given."""
+    max_pixels: Count = None
+    """Scale larger images down to this many pixels; the family's own where not given."""
+    level: Literal["item"] = "item"
+    """One vector an item."""
+    pool: Pool = "mean"
+    """How an item's tokens become its vector."""
+    features: Features = "merged"
+    """Tokens after the merger, or the last hidden state before it."""
+    normalize: bool = False
+    """Scale vectors to length 1."""
+    output_dtype: OutputDtype = "float32"
+    """Type of the stored vectors."""
+    max_error_rate: float = 1.0
+    """Stop with exit code 3 when a larger share of this run's items fails."""
+    shards: Text = None
+    """FROM:TO, only these shards of what is planned: for several drivers on one output."""
+    device: Device = "auto"
+    """Where the encoder runs; auto takes CUDA where there is one."""
+    encoder_actors: Count = None
+    """Encoder processes; one a GPU, or one in all on CPUs, where not given."""
+    preprocess_actors: Count = None
+    """Preprocessing processes; what CPUs are left where not given."""
+    token_budget: Count = None
+    """Merged patches a forward pass; 16384 on CUDA, 2048 on a CPU where not given."""
+    max_file_bytes: int = 512 * 2**20
+    """Larger files become `too_large` without being read."""
+    max_source_pixels: int = 200_000_000
+    """Images of more pixels become `too_large` without being decoded."""
+    verbose: bool = False
+    """Show what Ray and other libraries log."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(
+            self,
+            "min_pixels",
+            "max_pixels",
+            "encoder_actors",
+            "preprocess_actors",
+            "token_budget",
+            "max_file_bytes",
+            "max_source_pixels",
+        )
+        if not 0.0 <= self.max_error_rate <= 1.0:
+            raise UsageError(f"--max-error-rate must be within 0 and 1, got {self.max_error_rate}")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise UsageError(
+                f"--min-pixels {self.min_pixels} is more than --max-pixels {self.max_pixels}"
+            )
+        if self.seed < 0:
+            raise UsageError(f"--seed must not be negative, got {self.seed}")
+        slice_of(self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Which output to look at."""
+
+    output: str
+    """Folder or s3:// prefix of the output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig(OutputConfig):
+    """Which output to look at, and how to print it."""
+
+    json: bool = False
+    """Print one JSON object instead of a table."""

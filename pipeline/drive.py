@@ -1,0 +1,131 @@
+"""The driver of one run: actors sized, shards sent, markers counted, failures told in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import build, layout
+from pipeline.cluster import plan_workers
+from pipeline.commit import CommitConfig
+from pipeline.config import ComputeDevice, EmbedConfig
+from pipeline.embed import Summary
+from pipeline.encode import EncodeConfig
+from pipeline.errors import EncoderError, ErrorRateError, PatchflowError
+from pipeline.identity import Identity
+from pipeline.manifest import Generation, Shard
+from pipeline.preprocess import PreprocessConfig
+from pipeline.progress import ProgressCounter, ProgressLine
+from pipeline.storage import join
+
+_TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 2048, "cuda": 16384}
+# Fewer items than this say nothing about a rate while the run goes on.
+_RATE_ITEMS = 100
+
+
+def drive(
+    config: EmbedConfig,
+    what: Identity,
+    shards: list[Shard],
+    frozen: Generation,
+    summary: Summary,
+) -> None:
+    """Embeds `shards` on the running Ray and adds what came of it to `summary`.
+
+    Raises:
+        ErrorRateError: `--max-error-rate` was passed.
+        PatchflowError: The run failed; what is committed stays.
+    """
+    workers = plan_workers(config, what.device)
+    preprocess = PreprocessConfig(
+        max_file_bytes=config.max_file_bytes,
+        max_source_pixels=config.max_source_pixels,
+        options=what.images,
+    )
+    items = sum(shard.rows for shard in shards)
+    rows_a_block = build.block_rows(preprocess, items, workers)
+    counter = _counter(build.window(rows_a_block, frozen.shard_rows, workers))
+    commit = CommitConfig(
+        output=config.output,
+        shard_rows=frozen.shard_rows,
+        partition_by=frozen.partition_by,
+        columns=tuple(frozen.columns),
+        rows={shard.id: shard.rows for shard in shards},
+    )
+    line = ProgressLine(counter, items, workers=str(workers))
+    with _told_in_a_line(), line:
+        markers = build.run(
+            shards,
+            rows_a_block=rows_a_block,
+            preprocess=preprocess,
+            encode=_encode_config(config, what),
+            commit=commit,
+            workers=workers,
+            progress=counter,
+        )
+        for marker in markers:
+            summary.add(marker)
+            done, failed = max(line.counts.items, summary.items), line.counts.failed
+            if done >= _RATE_ITEMS:
+                _check_rate(config, max(failed, summary.failed), done)
+        line.refresh()
+    _check_rate(config, summary.failed, summary.items)
+    summary.fill = line.counts.fill
+    summary.steady_items_s = line.steady_items_s
+
+
+def _encode_config(config: EmbedConfig, what: Identity) -> EncodeConfig:
+    encoder = what.encoder
+    # A checkpoint is read from the copy that the output keeps: the one that was fingerprinted.
+    kept = join(config.output, layout.encoder(encoder.digest))
+    return EncodeConfig(
+        location=encoder.location if encoder.random else kept,
+        seed=config.seed,
+        device=what.device,
+        dtype=what.dtype,
+        token_budget=config.token_budget or _TOKEN_BUDGETS[what.device],
+        pool=config.pool,
+        features=config.features,
+        normalize=config.normalize,
+        output_dtype=config.output_dtype,
+    )
+
+
+def _counter(window: int) -> Any:
+    # Beside the driver: it must not vanish with a machine that only lends its CPUs.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(ProgressCounter).options(num_cpus=0, scheduling_strategy=here)
+    return actor.remote(window)
+
+
+def _check_rate(config: EmbedConfig, failed: int, items: int) -> None:
+    if items and failed / items > config.max_error_rate:
+        raise ErrorRateError(
+            f"{failed:,} of {items:,} items failed, more than --max-error-rate "
+            f"{config.max_error_rate}; their errors are in {config.output}/{layout.ERRORS}/ as far "
+            "as their shards are committed"
+        )
+
+
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """Turns what a stage raised in some actor into the one exception that says it."""
+    try:
+        yield
+    except PatchflowError:
+        raise
+    except (ray.exceptions.RayError, RuntimeError, OSError, ValueError) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, PatchflowError):
+                raise type(cause)(str(cause)) from error
+            inner = getattr(cause, "cause", None) or cause.__cause__
+            cause = inner if isinstance(inner, BaseException) else None
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise EncoderError(
+            f"the run failed: {lines[-1] if lines else type(error).__name__}"
+        ) from error

@@ -1,0 +1,112 @@
+"""One run: plan what is new, embed what is not committed, and add up what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from pipeline.cluster import choose_device, in_cluster, ray_running
+from pipeline.config import EmbedConfig, slice_of
+from pipeline.errors import UsageError
+from pipeline.identity import Encoder, check_resumable, identity, record
+from pipeline.manifest import Generation, Shard, committed, generations, shards_of
+from pipeline.plan import PlanReport, check_layout, plan
+from pipeline.storage import canonical
+
+if TYPE_CHECKING:
+    from pipeline.commit import Marker
+
+
+@dataclass
+class Summary:
+    """What one run did."""
+
+    output: str
+    encoder: Encoder
+    plan: PlanReport
+    shards: int = 0
+    items: int = 0
+    embedded: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    fill: float = 0.0
+    seconds: float = 0.0
+    steady_items_s: float = 0.0
+    """Items a second from the first item on, without the start."""
+
+    @property
+    def failed(self) -> int:
+        """Items that went to `errors/`."""
+        return self.errors.total()
+
+    def add(self, marker: Marker) -> None:
+        """Counts one committed shard."""
+        self.shards += 1
+        self.items += marker.rows
+        self.embedded += marker.embedded
+        self.errors.update(marker.errors)
+        self.tokens += marker.tokens
+
+
+def embed(config: EmbedConfig) -> Summary:
+    """Runs `config` to its end.
+
+    Raises:
+        UsageError: The command cannot work as typed; nothing is changed.
+        PatchflowError: The run failed or was stopped; it can be resumed.
+    """
+    started = time.monotonic()
+    config = replace(config, output=canonical(config.output))
+    with ExitStack() as stack:
+        if in_cluster():
+            stack.enter_context(ray_running(verbose=config.verbose))
+        what = identity(config, choose_device(config.device))
+        begun = check_resumable(config.output, what.semantics)
+        report, planned = _plan(config)
+        if not begun:
+            record(config, what)
+        summary = Summary(output=config.output, encoder=what.encoder, plan=report)
+        shards = _open_shards(config, planned)
+        if shards:
+            if not in_cluster():
+                stack.enter_context(ray_running(verbose=config.verbose))
+            from pipeline.drive import drive  # noqa: PLC0415 (a run with nothing to do needs no Ray)
+
+            drive(config, what, shards, planned[0], summary)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _plan(config: EmbedConfig) -> tuple[PlanReport, list[Generation]]:
+    """Plans what is new, unless this driver was given a slice of what is planned."""
+    existing = generations(config.output)
+    if existing:
+        check_layout(config, existing[0])
+    if config.shards is not None and existing:
+        return PlanReport(), existing
+    report, generation = plan(config, config.output, existing)
+    planned = [*existing, generation] if generation else existing
+    if not planned:
+        raise UsageError(_nothing(config, report))
+    return report, planned
+
+
+def _nothing(config: EmbedConfig, report: PlanReport) -> str:
+    if not config.inputs:
+        return f"{config.output} holds no plan yet: name an INPUT"
+    others = sum(report.skipped.by_suffix.values())
+    seen = f"{others} other files" if others else "nothing at all"
+    return f"no images or videos in {' '.join(config.inputs)}: found {seen}"
+
+
+def _open_shards(config: EmbedConfig, planned: list[Generation]) -> list[Shard]:
+    done = committed(config.output)
+    start, stop = slice_of(config.shards)
+    return [
+        shard
+        for generation in planned
+        for shard in shards_of(generation, without=done, start=start, stop=stop)
+    ]

@@ -1,0 +1,61 @@
+"""What can go wrong, and whose fault it is.
+
+PatchflowError                one clear line for a person; `exit_code` for the shell
+|- UsageError           (2)   the command cannot work as typed
+|- StorageError         (1)   storage, credentials or network failed; resumable
+|- EncoderError         (1)   an encoder or its device failed; resumable
+|- InternalError        (1)   an invariant of ours does not hold; nothing was committed
+|- ErrorRateError        (3)   `--max-error-rate` was passed; resumable
+ItemError                     true of one item only: becomes its row in `errors/`
+"""
+
+from __future__ import annotations
+
+from processors import ErrorCode
+
+
+class PatchflowError(Exception):
+    """Base of every failure that ends a command with one line and `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(PatchflowError):
+    """The command cannot work as typed: the line names the value and what to do."""
+
+    exit_code = 2
+
+
+class StorageError(PatchflowError):
+    """Storage, credentials or the network failed. Nothing is lost; the run can be resumed."""
+
+
+class EncoderError(PatchflowError):
+    """An encoder or its device failed in a way that is no item's fault."""
+
+
+class InternalError(PatchflowError):
+    """A block is not what the design promises. Raised before anything is written."""
+
+
+class ErrorRateError(PatchflowError):
+    """More items failed than `--max-error-rate` allows."""
+
+    exit_code = 3
+
+
+class ItemError(Exception):
+    """One item cannot be embedded, for a reason that is true of the item itself.
+
+    Args:
+        code: One of `processors.ErrorCode`.
+        message: One line, at most about 200 characters.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(code, message)
+        self.code: ErrorCode = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"

@@ -1,0 +1,158 @@
+"""Storage on a disk: a temporary file, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import ItemError, StorageError
+from pipeline.storage import ObjectInfo, _local_uri, local_path
+
+# Errors that say something of the disk, not of the one file that met them.
+_DISK_ERRORS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EMFILE}
+
+# A writer that was killed leaves its temporary file; the name keeps it out of every listing.
+_PARTIAL = ".partial-"
+
+
+class LocalStorage:
+    """The local file system, and whatever is mounted on it."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every file below `prefix`, depth first, each folder by name, without hidden ones."""
+        root = local_path(prefix)
+        if not Path(root).is_dir():
+            raise FileNotFoundError(prefix)
+        yield from _walk(root)
+
+    def stat(self, uri: str) -> ObjectInfo | None:
+        """The regular file at `uri`, or None."""
+        path = Path(local_path(uri))
+        with _disk(uri):
+            try:
+                return _info(str(path), path.stat()) if path.is_file() else None
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read(self, uri: str, *, version: str | None = None, max_bytes: int | None = None) -> bytes:
+        """The whole file; its version is checked before and after, as writers take no lock."""
+        try:
+            with Path(local_path(uri)).open("rb") as file:
+                before = _info(uri, os.fstat(file.fileno()))
+                if version is not None and before.version != version:
+                    raise _changed(version, before.version)
+                if max_bytes is not None and before.size_bytes > max_bytes:
+                    raise ItemError(
+                        "too_large", f"{before.size_bytes} bytes, the limit is {max_bytes}"
+                    )
+                data = file.read()
+                after = _info(uri, os.fstat(file.fileno()))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ItemError("not_found", "the file is gone") from None
+        except PermissionError:
+            raise ItemError("access_denied", "the file may not be read") from None
+        except OSError as error:
+            if error.errno in _DISK_ERRORS:
+                raise StorageError(f"{uri}: {error.strerror}") from error
+            raise ItemError("read_failed", str(error.strerror)) from None
+        if after.version != before.version:
+            raise _changed(before.version, after.version)
+        return data
+
+    def open(self, uri: str) -> BinaryIO:
+        """The file, open for reading."""
+        with _disk(uri):
+            return Path(local_path(uri)).open("rb")
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Temporary file beside it, fsync, rename, fsync of the folder."""
+        self._publish(uri, lambda file: file.write(data), exclusive=False)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """The same with a hard link, which fails where the name exists."""
+        try:
+            self._publish(uri, lambda file: file.write(data), exclusive=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def upload(self, uri: str, path: str) -> None:
+        """Copied beside `uri` first, as a rename cannot cross file systems."""
+        with Path(path).open("rb") as source:
+            self._publish(uri, lambda file: shutil.copyfileobj(source, file), exclusive=False)
+
+    def _publish(self, uri: str, fill: Callable[[BinaryIO], object], *, exclusive: bool) -> None:
+        target = Path(local_path(uri))
+        with _disk(uri):
+            _make_folder(target.parent)
+            temporary = target.with_name(_PARTIAL + uuid.uuid4().hex)
+            try:
+                with temporary.open("xb") as file:
+                    fill(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if exclusive:
+                    os.link(temporary, target)
+                else:
+                    temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+
+
+def _walk(folder: str) -> Iterator[ObjectInfo]:
+    with _disk(folder):
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+        elif entry.is_file():
+            # A file that vanishes while it is listed was never there.
+            with suppress(FileNotFoundError):
+                yield _info(entry.path, entry.stat())
+
+
+def _info(path: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(
+        uri=_local_uri(path),
+        size_bytes=status.st_size,
+        version=f"{status.st_size}-{status.st_mtime_ns}",
+    )
+
+
+def _changed(expected: str, found: str) -> ItemError:
+    return ItemError("version_changed", f"planned as version {expected}, found {found}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        # Told apart from "the object exists", which `create` reports.
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        raise StorageError(f"{uri}: {error.strerror}") from error

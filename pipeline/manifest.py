@@ -1,0 +1,139 @@
+"""Frozen manifests: a generation is written once, then read shard by shard in tasks.
+
+A generation's rows lie in Parquet parts of `SHARDS_A_PART` shards, one row group a shard, and
+`g000000.json` is written last: without it the parts are nothing. Its creation is exclusive and
+its parts carry a name of their own, so of two planners at once one wins and none mixes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import layout
+from pipeline.errors import StorageError
+from pipeline.storage import join, storage_for
+
+# One footer and one ranged read give a shard: small enough a footer, few enough objects.
+SHARDS_A_PART = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What `g000000.json` says: how many shards, how long each, and where their rows are."""
+
+    number: int
+    rows: int
+    size_bytes: int
+    shards: int
+    shard_rows: int
+    short_shards: dict[int, int]
+    """Rows of the shards that have fewer than `shard_rows`, by index."""
+    partition_by: tuple[str, ...]
+    columns: dict[str, str]
+    """The caller's own columns and their Arrow types."""
+    parts: tuple[str, ...]
+    inputs: tuple[str, ...]
+    created_at: str
+
+    def rows_of(self, index: int) -> int:
+        """Items of the shard `index`."""
+        return self.short_shards.get(index, self.shard_rows)
+
+    def to_json(self) -> bytes:
+        """One JSON object."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Generation:
+        """The generation that `to_json` wrote."""
+        raw: dict[str, Any] = json.loads(data)
+        raw["short_shards"] = {int(key): rows for key, rows in raw["short_shards"].items()}
+        for name in ("partition_by", "parts", "inputs"):
+            raw[name] = tuple(raw[name])
+        return cls(**raw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One shard to be done: enough to read its rows in a task."""
+
+    id: str
+    generation: int
+    rows: int
+    part: str
+    row_group: int
+
+
+def generations(output: str) -> list[Generation]:
+    """Every generation of an output, oldest first; none where nothing is planned.
+
+    Raises:
+        StorageError: Storage failed, or a generation in the middle is missing.
+    """
+    storage = storage_for(output)
+    try:
+        names = [info.uri for info in storage.list(join(output, layout.MANIFESTS))]
+    except FileNotFoundError:
+        return []
+    found = {
+        number: uri
+        for uri in names
+        if (number := layout.generation_number(uri.rsplit("/", 1)[1])) is not None
+    }
+    if sorted(found) != list(range(len(found))):
+        raise StorageError(f"{output}: generations are missing; found {sorted(found)}")
+    return [Generation.from_json(storage.read(found[number])) for number in sorted(found)]
+
+
+def committed(output: str) -> set[str]:
+    """The ids of all committed shards, by one listing."""
+    try:
+        listing = storage_for(output).list(join(output, layout.COMMITS))
+        names = {info.uri.rsplit("/", 1)[1].removesuffix(".json") for info in listing}
+    except FileNotFoundError:
+        return set()
+    return {name for name in names if layout.parse_shard(name)}
+
+
+def shards_of(
+    generation: Generation, *, without: set[str], start: int = 0, stop: int | None = None
+) -> Iterator[Shard]:
+    """The shards of a generation within [start, stop) that are not in `without`, in order."""
+    end = generation.shards if stop is None else min(stop, generation.shards)
+    for index in range(start, end):
+        name = layout.shard(generation.number, index)
+        if name not in without:
+            yield Shard(
+                id=name,
+                generation=generation.number,
+                rows=generation.rows_of(index),
+                part=generation.parts[index // SHARDS_A_PART],
+                row_group=index % SHARDS_A_PART,
+            )
+
+
+def read_shard(output: str, shard: Shard) -> pa.Table:
+    """A shard's manifest rows: `schema.MANIFEST` and the caller's columns."""
+    return _part(output, shard.part).read_row_group(shard.row_group)
+
+
+def read_columns(
+    output: str, generation: Generation, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of a whole generation, as a stream."""
+    for part in generation.parts:
+        with storage_for(output).open(join(output, part)) as file:
+            yield from pq.ParquetFile(file).iter_batches(columns=columns)
+
+
+@lru_cache(maxsize=4)
+def _part(output: str, part: str) -> pq.ParquetFile:
+    # A task reads the next row group of the same part as a rule: its footer is read once.
+    return pq.ParquetFile(storage_for(output).open(join(output, part)))

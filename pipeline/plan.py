@@ -1,0 +1,294 @@
+"""Planning: candidates that are new or changed become a generation, cut into shards.
+
+Everything streams. What is already planned is looked up in a temporary SQLite file, so memory
+does not grow with the collection; rows wait in memory only until their shard is full, one
+open shard for every combination of partition values.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import layout
+from pipeline.config import DEFAULT_SHARD_ROWS, InputConfig, flag
+from pipeline.errors import UsageError
+from pipeline.manifest import SHARDS_A_PART, Generation, read_columns
+from pipeline.schema import MANIFEST
+from pipeline.sources import Skipped, candidates
+from pipeline.storage import item_id, join, storage_for
+
+# What file systems take as one name.
+_LONGEST_NAME = 255
+
+
+@dataclass
+class PlanReport:
+    """What a planning found."""
+
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    duplicates: int = 0
+    size_bytes: int = 0
+    shards: int = 0
+    skipped: Skipped = field(default_factory=Skipped)
+
+    @property
+    def planned(self) -> int:
+        """Items of the new generation."""
+        return self.new + self.changed
+
+
+def plan(
+    config: InputConfig, output: str | None, existing: list[Generation]
+) -> tuple[PlanReport, Generation | None]:
+    """Compares the inputs with what is planned and freezes the rest as the next generation.
+
+    Args:
+        config: Inputs, and how to cut them into shards.
+        output: Canonical location of the output; None only counts and writes nothing.
+        existing: The output's generations so far, oldest first.
+
+    Returns:
+        The counts, and the new generation: None where nothing is new, or without an output.
+
+    Raises:
+        UsageError: An input is wrong, or asks for another layout than the output has.
+        StorageError: Storage failed. Nothing is planned then.
+    """
+    report = PlanReport()
+    if not config.inputs:
+        return report, None
+    partition_by, shard_rows = _layout(config, existing)
+    number = len(existing)
+    with tempfile.TemporaryDirectory(prefix="patchflow-plan-") as folder:
+        known = _Known(Path(folder) / "known.sqlite", number)
+        for generation in existing:
+            assert output is not None
+            for batch in read_columns(output, generation, ["item_id", "version"]):
+                known.load(batch)
+        writer = _ShardWriter(number, shard_rows, partition_by, Path(folder))
+        columns: dict[str, str] | None = existing[0].columns if existing else None
+        for table in candidates(config.inputs, report.skipped):
+            columns = _same_columns(columns, table, config.partition_by)
+            writer.add(known.fresh(table, report, config.limit))
+            if report.planned == config.limit:
+                break
+        writer.close()
+        report.shards = writer.shards
+        if output is None or not report.planned:
+            return report, None
+        assert columns is not None
+        return report, _freeze(output, writer, report, columns, config.inputs)
+
+
+def _layout(config: InputConfig, existing: list[Generation]) -> tuple[tuple[str, ...], int]:
+    if not existing:
+        return config.partition_by, config.shard_rows or DEFAULT_SHARD_ROWS
+    frozen = existing[0]
+    check_layout(config, frozen)
+    return frozen.partition_by, frozen.shard_rows
+
+
+def check_layout(config: InputConfig, frozen: Generation) -> None:
+    """Refuses another layout than an output has.
+
+    Raises:
+        UsageError: Naming the field and both values.
+    """
+    for name in ("shard_rows", "partition_by"):
+        asked, has = getattr(config, name), getattr(frozen, name)
+        if asked and asked != has:
+            asked, has = (" ".join(v) if isinstance(v, tuple) else v for v in (asked, has))
+            raise UsageError(
+                f"{flag(name)} {asked}: this output was planned with {has or 'none'}; leave it "
+                "out, or choose another --output"
+            )
+
+
+def _same_columns(
+    columns: dict[str, str] | None, table: pa.Table, partition_by: tuple[str, ...]
+) -> dict[str, str]:
+    found = {f.name: str(f.type) for f in table.schema if f.name not in MANIFEST.names}
+    if columns is None:
+        for name in partition_by:
+            if name not in found:
+                has = ", ".join(found) or "none: only a Parquet manifest brings columns"
+                raise UsageError(f"--partition-by {name}: no such column; the input has {has}")
+        return found
+    if found != columns:
+        raise UsageError(
+            f"all inputs of an output need the same columns of their own: {columns or 'none'} "
+            f"before, {found or 'none'} now"
+        )
+    return columns
+
+
+class _Known:
+    """Every planned item and its newest version, on disk."""
+
+    def __init__(self, path: Path, generation: int) -> None:
+        self._generation = generation
+        self._db = sqlite3.connect(path, isolation_level=None)
+        # The file is thrown away with its folder: durability would only cost time.
+        self._db.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;"
+            "CREATE TABLE known (id BLOB PRIMARY KEY, version TEXT, generation INT) WITHOUT ROWID"
+        )
+
+    def load(self, batch: pa.RecordBatch) -> None:
+        """Takes in rows of an older generation; later calls win."""
+        ids, versions = batch["item_id"].to_pylist(), batch["version"].to_pylist()
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "INSERT OR REPLACE INTO known VALUES (?, ?, -1)",
+            zip(map(bytes.fromhex, ids), versions, strict=True),
+        )
+        self._db.execute("COMMIT")
+
+    def fresh(self, table: pa.Table, report: PlanReport, limit: int | None) -> pa.Table:
+        """The rows of `table` that are new or changed, with their `item_id`, counted."""
+        ids = [item_id(uri) for uri in table["uri"].to_pylist()]
+        keep: list[int] = []
+        self._db.execute("BEGIN")
+        for row, (key, version) in enumerate(zip(ids, table["version"].to_pylist(), strict=True)):
+            if report.planned == limit:
+                break
+            if self._plan(bytes.fromhex(key), version, report):
+                keep.append(row)
+        self._db.execute("COMMIT")
+        with_ids = table.append_column("item_id", pa.array(ids, pa.string())).take(
+            pa.array(keep, pa.int64())
+        )
+        report.size_bytes += pc.sum(with_ids["size_bytes"]).as_py() or 0
+        return with_ids
+
+    def _plan(self, key: bytes, version: str | None, report: PlanReport) -> bool:
+        old = self._db.execute(
+            "SELECT version, generation FROM known WHERE id = ?", (key,)
+        ).fetchone()
+        if old is None:
+            report.new += 1
+        elif old[1] == self._generation:
+            report.duplicates += 1
+            return False
+        elif old[0] == version:
+            report.unchanged += 1
+            return False
+        else:
+            report.changed += 1
+        self._db.execute(
+            "INSERT OR REPLACE INTO known VALUES (?, ?, ?)", (key, version, self._generation)
+        )
+        return True
+
+
+class _ShardWriter:
+    """Collects rows by partition values and writes full shards as row groups of parts."""
+
+    def __init__(
+        self, number: int, shard_rows: int, partition_by: tuple[str, ...], folder: Path
+    ) -> None:
+        self.number, self.shard_rows, self.partition_by = number, shard_rows, partition_by
+        self.parts: list[Path] = []
+        self.short_shards: dict[int, int] = {}
+        self.shards = 0
+        self._folder = folder
+        self._open: dict[tuple[object, ...], pa.Table] = {}
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes rows of `item_id`, a candidate's columns and the caller's."""
+        for values, group in _groups(rows, self.partition_by):
+            waiting = self._open.pop(values, None)
+            table = group if waiting is None else pa.concat_tables([waiting, group])
+            while table.num_rows >= self.shard_rows:
+                self._write(table.slice(0, self.shard_rows))
+                table = table.slice(self.shard_rows)
+            if table.num_rows:
+                self._open[values] = table
+
+    def close(self) -> None:
+        """Writes what waits as short shards, in the order in which their values came."""
+        for table in self._open.values():
+            self._write(table)
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, rows: pa.Table) -> None:
+        if rows.num_rows < self.shard_rows:
+            self.short_shards[self.shards] = rows.num_rows
+        name = layout.shard(self.number, self.shards)
+        shard = pa.array([name] * rows.num_rows, pa.string())
+        rows = rows.append_column("shard", shard)
+        own = [n for n in rows.column_names if n not in MANIFEST.names]
+        rows = rows.select([*MANIFEST.names, *own]).combine_chunks()
+        if self.shards % SHARDS_A_PART == 0:
+            if self._writer is not None:
+                self._writer.close()
+            self.parts.append(self._folder / f"{len(self.parts):06d}.parquet")
+            self._writer = pq.ParquetWriter(self.parts[-1], rows.schema, compression="zstd")
+        assert self._writer is not None
+        self._writer.write_table(rows, row_group_size=self.shard_rows)
+        self.shards += 1
+
+
+def _groups(
+    rows: pa.Table, partition_by: tuple[str, ...]
+) -> Iterator[tuple[tuple[object, ...], pa.Table]]:
+    if not partition_by or not rows.num_rows:
+        yield (), rows
+        return
+    members: dict[tuple[object, ...], list[int]] = {}
+    columns = [rows[name].to_pylist() for name in partition_by]
+    for row, values in enumerate(zip(*columns, strict=True)):
+        members.setdefault(values, []).append(row)
+    for values, indices in members.items():
+        partition = dict(zip(partition_by, values, strict=True))
+        for folder in layout.embeddings("-", partition).split("/"):
+            if len(folder) > _LONGEST_NAME:
+                raise UsageError(f"--partition-by: a value makes too long a name: {folder[:80]}...")
+        yield values, rows.take(indices)
+
+
+def _freeze(
+    output: str,
+    writer: _ShardWriter,
+    report: PlanReport,
+    columns: dict[str, str],
+    inputs: tuple[str, ...],
+) -> Generation:
+    token = uuid.uuid4().hex[:12]
+    folder = f"{layout.MANIFESTS}/g{writer.number:06d}"
+    generation = Generation(
+        number=writer.number,
+        rows=report.planned,
+        size_bytes=report.size_bytes,
+        shards=writer.shards,
+        shard_rows=writer.shard_rows,
+        short_shards=writer.short_shards,
+        partition_by=writer.partition_by,
+        columns=columns,
+        parts=tuple(f"{folder}/{token}-{part.name}" for part in writer.parts),
+        inputs=inputs,
+        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    storage = storage_for(output)
+    for name, part in zip(generation.parts, writer.parts, strict=True):
+        storage.upload(join(output, name), str(part))
+    if not storage.create(join(output, layout.generation(writer.number)), generation.to_json()):
+        raise UsageError(
+            f"{output}: another run planned generation {writer.number} at the same time; "
+            "run the same command again"
+        )
+    return generation

@@ -1,0 +1,160 @@
+"""How far a run is, for people and for the source: one small actor, one line.
+
+The actor counts what the encoders report. It also holds the gate that bounds how many shards
+are under way: a shard's rows are released once enough of those before it are committed, so
+what waits in the cluster, and what a kill can cost, is bounded by configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+_LIVE_S = 0.5
+_LOGGED_S = 5.0
+# Rates are those of the last minute: start-up must not bend the time left for hours.
+_WINDOW_S = 60.0
+
+
+@dataclass
+class Counts:
+    """Sums over everything the encoders have reported. A block that was redone counts twice."""
+
+    items: int = 0
+    failed: int = 0
+    tokens: int = 0
+    packs: int = 0
+    capacity: int = 0
+
+    @property
+    def fill(self) -> float:
+        """Share of the token budget that the packs used."""
+        return self.tokens / self.capacity if self.capacity else 0.0
+
+
+class ProgressCounter:
+    """The actor behind the line: sums of counts, and the gate of the source."""
+
+    def __init__(self, window: int) -> None:
+        self._counts = Counts()
+        self._window = window
+        self._committed = 0
+
+    def add(self, **counts: int) -> None:
+        """Adds one encoder call's counts."""
+        for name, value in counts.items():
+            setattr(self._counts, name, getattr(self._counts, name) + value)
+
+    def snapshot(self) -> dict[str, int]:
+        """The sums so far."""
+        return asdict(self._counts)
+
+    def commit(self) -> None:
+        """Notes that one more shard of this run is committed."""
+        self._committed += 1
+
+    def is_open(self, position: int) -> bool:
+        """Whether the run's shard number `position` may be read now."""
+        return position < self._committed + self._window
+
+
+class ProgressLine:
+    """A live line on a terminal; in a log, a plain one every few seconds."""
+
+    def __init__(self, counter: ActorHandle[Any], total: int, *, workers: str) -> None:
+        self._counter, self._total, self._workers = counter, total, workers
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._samples: deque[tuple[float, Counts]] = deque([(time.monotonic(), Counts())])
+        self._first: tuple[float, int] | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> ProgressLine:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def counts(self) -> Counts:
+        """The newest sums."""
+        return self._samples[-1][1]
+
+    @property
+    def steady_items_s(self) -> float:
+        """Items a second since the first ones were seen: the rate without the start."""
+        if self._first is None:
+            return 0.0
+        seconds = self._samples[-1][0] - self._first[0]
+        return (self.counts.items - self._first[1]) / seconds if seconds > 0 else 0.0
+
+    def refresh(self) -> None:
+        """Asks the actor once more."""
+        import ray  # noqa: PLC0415 (the command line's other jobs do without)
+
+        counts = Counts(**ray.get(self._counter.snapshot.remote()))
+        now = time.monotonic()
+        if counts.items and self._first is None:
+            self._first = (now, counts.items)
+        self._samples.append((now, counts))
+        while len(self._samples) > 2 and self._samples[0][0] < now - _WINDOW_S:
+            self._samples.popleft()
+
+    def _watch(self) -> None:
+        if not self._console.is_terminal:
+            while not self._stop.wait(_LOGGED_S):
+                self._refresh_quietly()
+                print(self._text(), file=sys.stderr, flush=True)
+            return
+        columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task("starting", total=self._total)
+            while not self._stop.wait(_LIVE_S):
+                self._refresh_quietly()
+                done = min(self.counts.items, self._total)
+                bar.update(task, completed=done, description=self._rates())
+
+    def _refresh_quietly(self) -> None:
+        try:
+            self.refresh()
+        except Exception:  # The run itself reports why its cluster is gone; the line only stops.
+            self._stop.set()
+
+    def _text(self) -> str:
+        return f"{min(self.counts.items, self._total):,} of {self._total:,} items  {self._rates()}"
+
+    def _rates(self) -> str:
+        (then, old), (now, new) = self._samples[0], self._samples[-1]
+        if not new.items:
+            return f"starting {self._workers}"
+        seconds = max(now - then, 1e-9)
+        items_s, tokens_s = (new.items - old.items) / seconds, (new.tokens - old.tokens) / seconds
+        left = max(self._total - new.items, 0)
+        eta = _duration(left / items_s) if items_s else "?"
+        return (
+            f"{items_s:,.1f} items/s  {tokens_s:,.0f} tokens/s  {new.failed:,} errors  {eta} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

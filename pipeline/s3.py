@@ -1,0 +1,187 @@
+"""Storage on S3 and what speaks its protocol, through s3fs.
+
+Keys are taken letter for letter (no globbing, no `..`, no versions in the name), so requests
+go to the client by bucket and key. botocore retries what is worth retrying, with backoff and
+jitter; what still fails here has failed for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+import aiohttp
+import s3fs
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from fsspec.asyn import sync
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from pipeline.errors import ItemError, StorageError
+from pipeline.storage import ObjectInfo
+
+# "standard" is botocore's exponential backoff with full jitter, for named transient errors.
+_CLIENT = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 10}
+
+# What one object's own permissions, or its cold storage class, say of that object alone.
+_OBJECT_REFUSED = {"AccessDenied", "AllAccessDisabled", "InvalidObjectState"}
+
+
+class S3Storage:
+    """Buckets reached with the credentials and the endpoint of the environment."""
+
+    def __init__(self) -> None:
+        self._fs = s3fs.S3FileSystem(config_kwargs=_CLIENT, use_listings_cache=False)
+        # s3fs would retry on top of botocore: five times five attempts hide an outage for minutes.
+        self._fs.retries = 1
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object below `prefix`, by key, a page of 1,000 at a time."""
+        bucket, key = _split(prefix)
+        if key and not key.endswith("/"):
+            key += "/"
+        found = False
+        more: dict[str, str] = {}
+        while True:
+            with _s3(prefix):
+                page = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **more)
+            for entry in page.get("Contents", []):
+                found = True
+                # Consoles make empty objects named like folders.
+                if not entry["Key"].endswith("/"):
+                    yield _info(bucket, entry["Key"], entry["Size"], entry["ETag"])
+            if not page.get("IsTruncated"):
+                break
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+        if not found and key:
+            raise FileNotFoundError(prefix)
+
+    def stat(self, uri: str) -> ObjectInfo | None:
+        """The object at `uri`, or None. A bucket that does not exist is an error."""
+        bucket, key = _split(uri)
+        try:
+            with _s3(uri):
+                head = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
+        except FileNotFoundError:
+            return None
+        return _info(bucket, key, head["ContentLength"], head["ETag"])
+
+    def read(self, uri: str, *, version: str | None = None, max_bytes: int | None = None) -> bytes:
+        """The whole object in one request, refused by the server itself in any other version."""
+        bucket, key = _split(uri)
+        match = {"IfMatch": f'"{version}"'} if version is not None else {}
+        try:
+            with _s3(uri):
+                data = sync(self._fs.loop, self._get, bucket, key, max_bytes, match)
+                return cast(bytes, data)
+        except FileNotFoundError:
+            raise ItemError("not_found", "the object is gone") from None
+        except StorageError as error:
+            code = _code(error.__cause__)
+            if code == "PreconditionFailed":
+                raise ItemError("version_changed", f"planned as version {version}") from None
+            if self._reachable(bucket):
+                refused = code in _OBJECT_REFUSED
+                raise ItemError("access_denied" if refused else "read_failed", str(error)) from None
+            raise
+
+    # botocore retries a request until its headers have come; a body that breaks off is ours.
+    @retry(
+        retry=retry_if_exception_type(aiohttp.ClientPayloadError),
+        wait=wait_random_exponential(multiplier=0.2, max=10),
+        stop=stop_after_attempt(5),
+        reraise=True,
+    )
+    async def _get(
+        self, bucket: str, key: str, max_bytes: int | None, match: dict[str, str]
+    ) -> bytes:
+        client = await self._fs.get_s3(bucket)
+        response = await client.get_object(Bucket=bucket, Key=key, **match)
+        size_bytes = response["ContentLength"]
+        async with response["Body"] as body:
+            if max_bytes is not None and size_bytes > max_bytes:
+                body.close()
+                raise ItemError("too_large", f"{size_bytes} bytes, the limit is {max_bytes}")
+            return b"".join([chunk async for chunk in _chunks(body)])
+
+    def _reachable(self, bucket: str) -> bool:
+        # An object that cannot be read in a bucket that answers is the object's matter; in one
+        # that does not, storage or credentials are at fault and no item may be blamed.
+        try:
+            self._fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        except (OSError, BotoCoreError):
+            return False
+        return True
+
+    def open(self, uri: str) -> BinaryIO:
+        """A reader that fetches only the ranges asked for."""
+        with _s3(uri):
+            return cast(BinaryIO, self._fs.open(uri, "rb", cache_type="readahead"))
+
+    def write(self, uri: str, data: bytes) -> None:
+        """One PUT, or a multipart upload that is completed or aborted."""
+        with _s3(uri):
+            self._fs.pipe_file(uri, data)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """One PUT with `If-None-Match: *`."""
+        bucket, key = _split(uri)
+        try:
+            with _s3(uri):
+                self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except StorageError as error:
+            # 409: another conditional PUT of the same key is under way, and one of them wins.
+            if _code(error.__cause__) in ("PreconditionFailed", "ConditionalRequestConflict"):
+                return False
+            raise
+        return True
+
+    def upload(self, uri: str, path: str) -> None:
+        """A multipart upload of a local file, completed or aborted."""
+        with _s3(uri):
+            self._fs.put_file(path, uri)
+
+
+async def _chunks(body: Any) -> AsyncIterator[bytes]:
+    while chunk := await body.read(2**20):
+        yield chunk
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def _info(bucket: str, key: str, size_bytes: int, etag: str) -> ObjectInfo:
+    return ObjectInfo(uri=f"s3://{bucket}/{key}", size_bytes=size_bytes, version=etag.strip('"'))
+
+
+def _code(error: BaseException | None) -> str | None:
+    """The S3 error code behind an exception of s3fs, where there is one."""
+    while error is not None:
+        if isinstance(error, ClientError):
+            return str(error.response["Error"].get("Code"))
+        error = error.__cause__
+    return None
+
+
+@contextmanager
+def _s3(uri: str) -> Iterator[None]:
+    """Turns what s3fs and botocore raise into FileNotFoundError or StorageError."""
+    try:
+        yield
+    except (ItemError, StorageError):
+        raise
+    except NoCredentialsError as error:
+        raise StorageError(
+            f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        code = _code(error)
+        if code == "NoSuchBucket":
+            bucket = _split(uri)[0]
+            raise FileNotFoundError(f"the bucket {bucket!r} does not exist") from error
+        if code in ("NoSuchKey", "404") or isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(uri) from error
+        line = " ".join(str(error).split())
+        raise StorageError(f"{uri}: {f'{code}: ' if code else ''}{line}") from error

@@ -1,0 +1,93 @@
+"""Every column, once: of the manifest, of a row on its way, and of the output tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from pipeline.errors import UsageError
+
+# A manifest row. The caller's own columns follow. `shard` names the shard that it belongs to.
+MANIFEST = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("media_type", pa.string()),
+        ("shard", pa.string()),
+    ]
+)
+
+ERRORS = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("media_type", pa.string()),
+        ("stage", pa.string()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+
+# What Preprocess finds out of an item, and Encode passes on.
+_MEDIA = [
+    ("content_hash", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("num_frames", pa.int32()),
+    ("duration_s", pa.float64()),
+    ("grid_thw", pa.list_(pa.int32(), 3)),
+]
+# Why a row has no embedding; null where it has one.
+FAILURE = pa.schema([ERRORS.field(n) for n in ("stage", "error_code", "error_message", "attempts")])
+# uint8 patches, `num_patches * bytes_a_patch` of them, in merge-block order.
+_PATCHES = [("patches", pa.large_binary())]
+
+
+# A row of `embeddings/`: these, then the caller's columns.
+EMBEDDINGS = (
+    *("item_id", "uri", "version", "media_type", "content_hash", "generation"),
+    *("width", "height", "num_frames", "duration_s", "grid_thw", "num_tokens", "embedding"),
+)
+
+
+def preprocessed(manifest: pa.Schema) -> pa.Schema:
+    """A row between Preprocess and Encode, for a manifest with the caller's columns."""
+    return pa.schema([*manifest, *_fields(_MEDIA), *FAILURE, *_fields(_PATCHES)])
+
+
+def encoded(preprocessed: pa.Schema, embedding: pa.DataType) -> pa.Schema:
+    """A row between Encode and the commit. `embedding` is fixed_size_list<float>[D]."""
+    kept = [field for field in preprocessed if field.name != "patches"]
+    result = [("num_tokens", pa.int32()), ("embedding", embedding), ("device", pa.string())]
+    return pa.schema([*kept, *_fields(result)])
+
+
+def embedding_type(width: int, dtype: str) -> pa.DataType:
+    """The `embedding` column of `width` values of float32 or float16."""
+    return pa.list_(pa.float32() if dtype == "float32" else pa.float16(), width)
+
+
+def check_caller_columns(names: Iterable[str], source: str) -> None:
+    """Refuses caller's columns whose names are taken, and names that differ in case alone.
+
+    Raises:
+        UsageError: Naming the column and the manifest it came from.
+    """
+    taken = {*MANIFEST.names, *ERRORS.names, *EMBEDDINGS, "patches", "device"}
+    seen: dict[str, str] = {}
+    for name in names:
+        if name in taken:
+            raise UsageError(f"{source}: the column {name!r} is one of patchflow's; rename it")
+        # DuckDB and hive folders do not tell cases apart.
+        if name.lower() in seen:
+            raise UsageError(f"{source}: columns {seen[name.lower()]!r} and {name!r} collide")
+        seen[name.lower()] = name
+
+
+def _fields(pairs: list[tuple[str, pa.DataType]]) -> list[pa.Field]:
+    return [pa.field(name, kind) for name, kind in pairs]

@@ -1,0 +1,82 @@
+"""How far an output is, from its manifests and markers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from pipeline import layout
+from pipeline.commit import Marker
+from pipeline.errors import UsageError
+from pipeline.manifest import Generation, committed, generations
+from pipeline.storage import join, storage_for
+
+# Markers are small and many: requests in flight hide an object store's latency.
+_READERS = 16
+
+
+@dataclass
+class GenerationStatus:
+    """What is planned and what is done of one generation."""
+
+    generation: int
+    shards: int
+    items: int
+    shards_committed: int = 0
+    embedded: int = 0
+    failed: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+
+    @property
+    def open_items(self) -> int:
+        """Items without a terminal row yet."""
+        return self.items - self.embedded - self.failed
+
+
+def planned(output: str) -> list[Generation]:
+    """The generations of an output that must have some.
+
+    Raises:
+        UsageError: Nothing is planned there.
+    """
+    found = generations(output)
+    if not found:
+        raise UsageError(f"{output} is no patchflow output: no plan is frozen there")
+    return found
+
+
+def markers(output: str, shards: set[str]) -> Iterator[Marker]:
+    """The markers of `shards`, in order."""
+    storage = storage_for(output)
+
+    def read(shard: str) -> Marker:
+        return Marker.from_json(storage.read(join(output, layout.marker(shard))))
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        yield from readers.map(read, sorted(shards))
+
+
+def status(output: str) -> list[GenerationStatus]:
+    """The state of every generation, oldest first.
+
+    Raises:
+        UsageError: Nothing is planned there.
+        StorageError: Storage failed.
+    """
+    found = [
+        GenerationStatus(generation=g.number, shards=g.shards, items=g.rows)
+        for g in planned(output)
+    ]
+    for marker in markers(output, committed(output)):
+        parsed = layout.parse_shard(marker.shard)
+        assert parsed is not None
+        state = found[parsed[0]]
+        state.shards_committed += 1
+        state.embedded += marker.embedded
+        state.failed += marker.failed
+        state.errors = dict(Counter(state.errors) + Counter(marker.errors))
+        state.tokens += marker.tokens
+    return found

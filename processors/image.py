@@ -1,0 +1,248 @@
+"""Images to patches: the processors of the GLM-4V family for stills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from processors.inputs import flatten_images, to_rgb, warn_of_range
+from processors.options import ImageOptions, TensorKind
+from processors.patches import patchify
+from processors.resize import TORCH_RESAMPLE, resize_pil, resize_torch, smart_resize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures(Mapping[str, Any]):
+    """Patches of one or several images; unpacks with ``**`` into a model's arguments.
+
+    Attributes:
+        pixel_values: float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``, image after
+            image.
+        image_grid_thw: int64 ``[images, 3]``, patches over time, height and width.
+    """
+
+    pixel_values: Any
+    image_grid_thw: Any
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dataclass_fields__)
+
+    def __len__(self) -> int:
+        return len(self.__dataclass_fields__)
+
+
+class _Resize(Protocol):
+    def __call__(
+        self, image: NDArray[Any], *, height: int, width: int, resample: Image.Resampling
+    ) -> NDArray[Any]: ...
+
+
+class _ImageProcessor:
+    """All but the resizing."""
+
+    _resize: ClassVar[_Resize]
+    _default_tensors: ClassVar[TensorKind]
+
+    def __init__(self, **options: Any) -> None:
+        self.options = self._checked(ImageOptions().updated(options))
+
+    def __call__(
+        self, images: object, *, return_tensors: TensorKind | None = None, **overrides: Any
+    ) -> ImageFeatures:
+        """Same as ``preprocess``."""
+        return self.preprocess(images, return_tensors=return_tensors, **overrides)
+
+    def preprocess(
+        self, images: object, *, return_tensors: TensorKind | None = None, **overrides: Any
+    ) -> ImageFeatures:
+        """Resizes, normalises and cuts images.
+
+        Args:
+            images: A PIL image, numpy array or torch tensor (channels first or last), a list of
+                them, or an array with a batch axis. PIL images are not turned by their EXIF.
+            return_tensors: ``"pt"`` or ``"np"``.
+            **overrides: Options for this call, by the names in ``ImageOptions``.
+
+        Returns:
+            The reference's ``pixel_values``, to float rounding, and ``image_grid_thw``.
+
+        Raises:
+            ValueError: On what ``inputs.to_rgb`` or ``ImageOptions`` refuse.
+            AspectRatioError: If a side is over 200 times the other.
+        """
+        options = self._checked(
+            self.options.updated(overrides | {"return_tensors": return_tensors})
+        )
+        arrays = [to_rgb(image, options) for image in flatten_images(images)]
+        warn_of_range(arrays, do_rescale=options.do_rescale)
+        cut = [self._cut(array, options) for array in arrays]
+        pixel_values = torch.cat([_normalise(patches, options) for patches, _ in cut])
+        image_grid_thw = torch.tensor([grid for _, grid in cut], device=pixel_values.device)
+        if (options.return_tensors or self._default_tensors) == "np":
+            return ImageFeatures(pixel_values.cpu().numpy(), image_grid_thw.cpu().numpy())
+        return ImageFeatures(pixel_values, image_grid_thw)
+
+    def patches(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
+        """Cuts one decoded image into 8-bit patches, its temporal slice once.
+
+        What ``preprocess`` does short of normalising, at an eighth of the bytes.
+
+        Args:
+            image: uint8 ``[H, W, 3]``, RGB.
+
+        Returns:
+            uint8 levels ``[h * w, 3 * patch_size**2]``, columns over channel, row and column of a
+            patch, and the grid ``(1, h, w)``.
+
+        Raises:
+            ValueError: If the array is another, or a side is zero or, without resizing, does not
+                divide.
+            AspectRatioError: If a side is over 200 times the other.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+        return self._cut(image, self.options)
+
+    def get_number_of_image_patches(
+        self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
+    ) -> int:
+        """Counts the patches that ``preprocess`` makes of an image.
+
+        Args:
+            height: Pixels, before resizing.
+            width: Likewise.
+            images_kwargs: The overrides that ``preprocess`` would get. All of them count, where
+                the reference forgets ``patch_expand_factor`` and ``temporal_patch_size``.
+
+        Returns:
+            Patches before merging, ``h * w``.
+
+        Raises:
+            ValueError: Where ``preprocess`` would refuse the size or an option.
+        """
+        options = self._checked(self.options.updated(images_kwargs or {}))
+        new_height, new_width = _target_size(height, width, options)
+        return (new_height // options.patch_size) * (new_width // options.patch_size)
+
+    @classmethod
+    def _checked(cls, options: ImageOptions) -> ImageOptions:
+        """Refuses what this class cannot do."""
+        raise NotImplementedError
+
+    def _cut(
+        self, image: NDArray[Any], options: ImageOptions
+    ) -> tuple[NDArray[Any], tuple[int, int, int]]:
+        height, width = _target_size(image.shape[0], image.shape[1], options)
+        if image.shape[:2] != (height, width):
+            image = self._resize(image, height=height, width=width, resample=options.resample)
+        return patchify(
+            image[None],
+            patch_size=options.patch_size,
+            temporal_patch_size=1,
+            merge_size=options.merge_size,
+        )
+
+
+class GlmgaImageProcessor(_ImageProcessor):
+    """Image processor whose levels are those of the reference's torchvision-backed class.
+
+    Its levels are bit for bit those of transformers' ``GlmgaImageProcessor`` on the CPU, and of
+    ``Glm4vImageProcessor`` and ``Glm46VImageProcessor``, which differ from it in having no
+    ``patch_expand_factor``.
+
+    Args:
+        **options: See ``ImageOptions``, and ``size`` as the reference has it. Unknown names are
+            refused.
+
+    Attributes:
+        options: The options in force.
+    """
+
+    _resize = staticmethod(resize_torch)
+    _default_tensors = "pt"
+
+    @classmethod
+    def _checked(cls, options: ImageOptions) -> ImageOptions:
+        if options.resample not in TORCH_RESAMPLE:
+            names = ", ".join(resample.name for resample in TORCH_RESAMPLE)
+            raise ValueError(
+                f"resample={options.resample.name} is not among torch's {names}; "
+                "use GlmgaImageProcessorPil"
+            )
+        return options
+
+
+class GlmgaImageProcessorPil(_ImageProcessor):
+    """Image processor whose levels are those of the reference's Pillow-backed class.
+
+    A twin of Pillow 13, whose resizing gives other levels than Pillow 12 for some sizes. Unlike
+    the reference it honours ``patch_expand_factor``.
+
+    Args:
+        **options: See ``ImageOptions``, and ``size`` as the reference has it. Unknown names are
+            refused.
+
+    Attributes:
+        options: The options in force.
+    """
+
+    _resize = staticmethod(resize_pil)
+    _default_tensors = "np"
+
+    @classmethod
+    def _checked(cls, options: ImageOptions) -> ImageOptions:
+        if options.device is not None and torch.device(options.device).type != "cpu":
+            raise ValueError(
+                f"device={str(options.device)!r} needs torch's class, GlmgaImageProcessor; "
+                "the Pillow class works on the CPU"
+            )
+        return options
+
+
+def _target_size(height: int, width: int, options: ImageOptions) -> tuple[int, int]:
+    if options.do_resize:
+        return smart_resize(
+            num_frames=options.temporal_patch_size,
+            height=height,
+            width=width,
+            temporal_factor=options.temporal_patch_size,
+            factor=options.factor,
+            min_pixels=options.min_pixels,
+            max_pixels=options.max_pixels,
+        )
+    block = options.patch_size * options.merge_size
+    if height < 1 or width < 1 or height % block or width % block:
+        raise ValueError(
+            f"do_resize=False takes sides that are multiples of patch_size * merge_size = {block}, "
+            f"got {height} x {width}; resize them or leave do_resize on"
+        )
+    return height, width
+
+
+def _normalise(patches: NDArray[Any], options: ImageOptions) -> torch.Tensor:
+    """Makes ``pixel_values`` of a still's patches: float, and one slice for every frame."""
+    levels = torch.from_numpy(patches).to(options.device)
+    values = levels.to(torch.float32).view(len(patches), 3, 1, -1)
+    scale = options.rescale_factor if options.do_rescale else 1.0
+    if options.do_normalize:
+        # In the reference's order of operations: its constants are float32 and swallow the scale.
+        mean = torch.tensor(options.image_mean, device=values.device) * (1.0 / scale)
+        std = torch.tensor(options.image_std, device=values.device) * (1.0 / scale)
+        values = (values - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    else:
+        values = values * scale
+    repeated = values.expand(-1, -1, options.temporal_patch_size, -1)
+    return repeated.reshape(len(patches), -1)

@@ -1,0 +1,137 @@
+import copy
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from encoder import Glm4vVisionConfig, Glm4vVisionModel
+
+GRIDS = [(1, 4, 6), (2, 4, 4), (1, 2, 2), (3, 4, 6)]
+
+
+def make_levels(patches: int, values: int = 1176) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (patches, values), generator=generator).to(torch.uint8)
+
+
+def sizes(grids: list[tuple[int, int, int]]) -> list[int]:
+    return [t * h * w for t, h, w in grids]
+
+
+def test_packed_items_equal_items_alone(small_model: Glm4vVisionModel) -> None:
+    levels = make_levels(sum(sizes(GRIDS)))
+    packed = small_model(levels, GRIDS)
+    items = zip(levels.split(sizes(GRIDS)), GRIDS, strict=True)
+    alone = torch.cat([small_model(patches, [grid]) for patches, grid in items])
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-6)
+
+
+def test_slices_as_rows_of_their_own_equal_one_row(small_model: Glm4vVisionModel) -> None:
+    levels = make_levels(48)
+    whole = small_model(levels, [(2, 4, 6)])
+    assert torch.equal(small_model(levels, [(1, 4, 6), (1, 4, 6)]), whole)
+
+
+def test_a_tensor_of_grids_equals_a_list(small_model: Glm4vVisionModel) -> None:
+    levels = make_levels(40)
+    grids = [(1, 4, 6), (1, 4, 4)]
+    assert torch.equal(small_model(levels, torch.tensor(grids)), small_model(levels, grids))
+
+
+def test_a_token_comes_of_each_merge_block(small_model: Glm4vVisionModel) -> None:
+    features = small_model.forward_features(make_levels(40), [(1, 4, 6), (1, 4, 4)])
+    assert features.last_hidden_state.shape == features.pooler_output.shape == (10, 24)
+
+
+def test_other_weights_take_effect_at_once(small_model: Glm4vVisionModel) -> None:
+    levels, grids = make_levels(24), [(1, 4, 6)]
+    small_model(levels, grids)
+    weights = {name: tensor * 1.5 for name, tensor in small_model.state_dict().items()}
+    small_model.load_state_dict(weights)
+    fresh = Glm4vVisionModel(small_model.config)
+    fresh.load_state_dict(weights)
+    assert torch.equal(small_model(levels, grids), fresh(levels, grids))
+    # Not even a write behind autograd's back is missed.
+    small_model.patch_embed.proj.weight.data.zero_()
+    fresh.patch_embed.proj.weight.data.zero_()
+    assert torch.equal(small_model(levels, grids), fresh(levels, grids))
+
+
+def test_a_model_cast_as_a_whole_still_runs(small_model: Glm4vVisionModel) -> None:
+    levels, grids = make_levels(24), [(1, 4, 6)]
+    cast = copy.deepcopy(small_model).to(torch.bfloat16)(levels, grids)
+    assert cast.dtype == torch.bfloat16
+    exact = small_model(levels, grids)
+    assert torch.cosine_similarity(cast.float().flatten(), exact.flatten(), dim=0) > 0.999
+
+
+def test_gradients_reach_every_parameter(small_model: Glm4vVisionModel) -> None:
+    small_model.requires_grad_(True)
+    small_model(make_levels(40), [(1, 4, 6), (1, 4, 4)]).square().sum().backward()
+    for name, parameter in small_model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_compiled_blocks_are_compiled_once_for_all_packs(small_model: Glm4vVisionModel) -> None:
+    counter = CompileCounter()
+    packs = [[(1, 4, 6)], [(1, 4, 4), (1, 2, 2)], [(3, 2, 2)], [(1, 8, 6), (2, 4, 4)]]
+    expected = [small_model(make_levels(sum(sizes(grids))), grids) for grids in packs]
+    block = small_model.blocks[0]
+    block.compile(backend=counter, dynamic=True)
+    frames = []
+    for grids, result in zip(packs, expected, strict=True):
+        torch.testing.assert_close(small_model(make_levels(sum(sizes(grids))), grids), result)
+        frames.append(counter.frame_count)
+    assert frames[0] > 0
+    assert frames[-1] == frames[0]
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        ([(1, 4, 4)], "grid_thw covers 16 patches, pixel_values has 24"),
+        ([], "grid_thw covers 0 patches, pixel_values has 24"),
+        ([(1, 3, 8)], r"grid_thw\[0\]=\(1, 3, 8\): h and w must be multiples of 2"),
+        ([(1, 4, 6), (0, 2, 2)], r"grid_thw\[1\]=\(0, 2, 2\) is not three positive integers"),
+        ([(4, 6)], r"grid_thw\[0\]=\(4, 6\) is not three positive integers"),
+        ([(1, 4, 6.5)], "is not three positive integers"),
+        (torch.tensor([1, 4, 6]), r"grid_thw is torch.int64 of shape \(3,\)"),
+        (torch.tensor([[1.0, 4.0, 6.0]]), "grid_thw is torch.float32"),
+    ],
+)
+def test_grids_that_do_not_fit_are_shown(
+    small_model: Glm4vVisionModel, grids: list[tuple[int, ...]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_model(make_levels(24), grids)
+
+
+@pytest.mark.parametrize(
+    ("pixel_values", "message"),
+    [
+        (torch.zeros(24, 1000, dtype=torch.uint8), r"shape \(24, 1000\); expected .* 1176\).* 588"),
+        (torch.zeros(24, 3, 392), r"shape \(24, 3, 392\)"),
+        (torch.zeros(24, 1176, dtype=torch.int64), "pixel_values is torch.int64; expected uint8"),
+    ],
+)
+def test_pixel_values_that_do_not_fit_are_shown(
+    small_model: Glm4vVisionModel, pixel_values: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_model(pixel_values, [(1, 4, 6)])
+
+
+def test_levels_need_the_channels_that_clip_normalises() -> None:
+    model = Glm4vVisionModel(
+        Glm4vVisionConfig(
+            depth=1,
+            hidden_size=8,
+            num_heads=1,
+            in_channels=1,
+            out_hidden_size=8,
+            intermediate_size=8,
+        )
+    )
+    with pytest.raises(ValueError, match="uint8 pixel_values need 3 channels, not 1"):
+        model(torch.zeros(4, 392, dtype=torch.uint8), [(1, 2, 2)])
+    assert model(torch.zeros(4, 392), [(1, 2, 2)]).shape == (1, 8)

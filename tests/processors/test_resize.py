@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from processors import AspectRatioError, resize_pil, resize_torch, smart_resize
+
+
+def test_matches_the_reference(resize_case: dict[str, Any]) -> None:
+    case = dict(resize_case)
+    error, expected = case.pop("error", None), case.pop("result", None)
+    if error is None:
+        assert list(smart_resize(**case)) == expected
+    else:
+        kind = AspectRatioError if "aspect ratio" in error else ValueError
+        with pytest.raises(kind):
+            smart_resize(**case)
+
+
+def test_rounds_half_to_even() -> None:
+    # 5 frames budget as round(2.5) * 2 = 4 of them: 4 * 56 * 56 fits, 6 * 56 * 56 would not.
+    assert smart_resize(5, 56, 56, max_pixels=4 * 56 * 56, min_pixels=1) == (56, 56)
+    assert smart_resize(2, 70, 98, min_pixels=1) == (56, 112)  # 2.5 -> 2 and 3.5 -> 4 blocks
+
+
+def test_a_side_of_one_is_scaled_up() -> None:
+    assert smart_resize(2, 1, 1) == (84, 84)
+
+
+def test_the_ratio_limit_is_inclusive() -> None:
+    assert smart_resize(2, 28, 28 * 200) == (28, 5600)
+    with pytest.raises(AspectRatioError, match=r"at most 200, got 200\.1 \(28 x 5602\)"):
+        smart_resize(2, 28, 5602)
+
+
+@pytest.mark.parametrize("size", [(0, 10), (10, 0), (-1, 10)])
+def test_empty_sides_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"got {size[0]} x {size[1]}"):
+        smart_resize(2, *size)
+
+
+@given(
+    size=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    frames=st.integers(2, 40),
+    factor=st.sampled_from([28, 32, 56]),
+    low=st.integers(3136, 12544),
+    high=st.integers(100_000, 12_000_000),
+)
+def test_results_divide_and_keep_the_budget(
+    size: tuple[int, int], frames: int, factor: int, low: int, high: int
+) -> None:
+    height, width = size
+    # Beyond this ratio one block of height alone may exceed the budget, and the block wins.
+    ratio = max(height, width) / min(height, width)
+    assume(ratio <= 200 and (frames + 1) * factor * factor * (ratio + 2) <= high)
+    new_height, new_width = smart_resize(
+        frames, height, width, factor=factor, min_pixels=low, max_pixels=high
+    )
+    assert new_height % factor == new_width % factor == 0
+    volume = new_height * new_width * frames
+    # The budget is checked with the number of frames rounded to even, off by one at most.
+    assert new_height * new_width * (frames - 1) <= high
+    assert volume * (frames + 1) / frames >= low
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 700), (60, 45), (301, 127)])
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_torch_fast_path_gives_the_planar_kernels_bits(
+    size: tuple[int, int], resample: Image.Resampling
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    planar = torch.from_numpy(image).permute(2, 0, 1).contiguous()[None]
+    mode = resample.name.lower()
+    expected = F.interpolate(planar, (112, 84), mode=mode, antialias=True)[0].permute(1, 2, 0)
+    resized = resize_torch(image, height=112, width=84, resample=resample)
+    assert resized.dtype == np.uint8
+    assert resized.flags.c_contiguous
+    np.testing.assert_array_equal(resized, expected.numpy())
+
+
+def test_torch_takes_read_only_arrays() -> None:
+    image = np.zeros((30, 30, 3), np.uint8)
+    image.flags.writeable = False
+    assert resize_torch(image, height=28, width=28).shape == (28, 28, 3)
+
+
+@pytest.mark.parametrize("resize", [resize_torch, resize_pil])
+def test_float_images_are_resized_in_float(resize: Any) -> None:
+    image = np.random.default_rng(0).integers(64, 192, (50, 40, 3), dtype=np.uint8)
+    levels = resize(image, height=28, width=56)
+    values = resize(image.astype(np.float32), height=28, width=56)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, levels, atol=1.01)  # rounding, once or after each pass
