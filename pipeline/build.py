@@ -85,12 +85,12 @@ def run(
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
 
-    def actors(size: int) -> ray.data.ActorPoolStrategy:
+    def actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
         return ray.data.ActorPoolStrategy(
             size=size,
             max_tasks_in_flight_per_actor=_IN_FLIGHT,
-            max_concurrent_calls_per_actor=2,
-            enable_true_multi_threading=True,
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=calls > 1,
         )
 
     # One shard number a row; a task reads its rows when the gate opens.
@@ -109,17 +109,18 @@ def run(
         fn_constructor_args=(preprocess,),
         batch_size=None,
         batch_format="pyarrow",
-        compute=actors(workers.preprocess),
+        compute=actors(workers.preprocess, calls=2),
         num_cpus=workers.cpus,
         memory=_GIB,
     )
-    # One block in, one block out; patches end here, vectors go on.
+    # One block in, one block out; patches end here, vectors go on. A second call would overlap
+    # copies with a GPU's work; on a CPU it has nothing to overlap with, and costs memory.
     vectors = patches.map_batches(
         Encode,
         fn_constructor_args=(encode, progress),
         batch_size=None,
         batch_format="pyarrow",
-        compute=actors(workers.encode),
+        compute=actors(workers.encode, calls=2 if workers.gpus else 1),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         memory=_GIB + 1,

@@ -17,7 +17,8 @@ from pipeline.errors import UsageError
 # CPUs kept for the short tasks that read manifests and gather shards: with every CPU in an
 # actor's hands they would wait for ever.
 _TASK_CPUS = 2
-_OBJECT_STORE_BYTES = 2 * 2**30
+# Pages of the object store count as memory of every process that has touched them.
+_OBJECT_STORE_BYTES = 512 * 2**20
 
 
 def in_cluster() -> bool:
@@ -53,6 +54,8 @@ def ray_running(*, verbose: bool) -> Iterator[None]:
         ray.init(**logs)
     else:
         cores = len(os.sched_getaffinity(0))
+        # Threads that come and go otherwise leave an arena of freed memory each in the workers.
+        os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         ray.init(
             address="local",
             num_cpus=cores + _TASK_CPUS,

@@ -6,7 +6,7 @@ import json
 import platform
 from collections import Counter
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 import pyarrow as pa
@@ -131,7 +131,7 @@ def _write(shard: str, items: pa.Table, config: CommitConfig) -> Marker:
         objects=objects,
         device=", ".join(sorted(set(items["device"].to_pylist()))),
         versions={"python": platform.python_version(), **_versions()},
-        committed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

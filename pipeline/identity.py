@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def record(config: EmbedConfig, identity: Identity) -> None:
             "max_file_bytes": config.max_file_bytes,
             "max_source_pixels": config.max_source_pixels,
         },
-        "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if not storage.create(join(config.output, layout.RUN), json.dumps(run, indent=1).encode()):
         # Another driver was faster; it must have written the same.

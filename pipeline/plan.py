@@ -12,7 +12,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -281,7 +281,7 @@ def _freeze(
         columns=columns,
         parts=tuple(f"{folder}/{token}-{part.name}" for part in writer.parts),
         inputs=inputs,
-        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     storage = storage_for(output)
     for name, part in zip(generation.parts, writer.parts, strict=True):

@@ -110,7 +110,8 @@ class ProgressLine:
         """Asks the actor once more."""
         import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
-        counts = Counts(**ray.get(self._counter.snapshot.remote()))
+        found: dict[str, int] = ray.get(self._counter.snapshot.remote())
+        counts = Counts(**found)
         now = time.monotonic()
         if counts.items and self._first is None:
             self._first = (now, counts.items)

@@ -1,0 +1,54 @@
+"""`make demo`: real photos from scikit-image, embedded with the tiny preset, shown as a table."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.dataset as ds
+from rich.console import Console
+from rich.table import Table
+from skimage import data
+
+from jobs import embed
+
+MEDIA = Path("demo/media")
+OUTPUT = Path("demo/output")
+ROWS = 8
+
+
+def main() -> None:
+    """Gathers the photos, embeds them, and prints the summary and the first rows."""
+    MEDIA.mkdir(parents=True, exist_ok=True)
+    for photo in sorted(Path(data.data_dir).glob("*.[jp][pn]g")):
+        if not (MEDIA / photo.name).exists():
+            shutil.copy(photo, MEDIA)
+    try:
+        embed.main([str(MEDIA), "--output", str(OUTPUT), "--encoder", "tiny"])
+    except SystemExit as end:
+        if end.code:
+            raise
+    show()
+
+
+def show() -> None:
+    """Prints the first rows of the output."""
+    found = ds.dataset(OUTPUT / "embeddings", format="parquet")
+    table = Table("uri", "width", "height", "grid_thw", "tokens", "embedding", box=None)
+    for row in found.head(ROWS).to_pylist():
+        vector = row["embedding"]
+        table.add_row(
+            Path(row["uri"]).name,
+            str(row["width"]),
+            str(row["height"]),
+            " ".join(map(str, row["grid_thw"])),
+            str(row["num_tokens"]),
+            f"{vector[0]:+.3f} {vector[1]:+.3f} ... {len(vector)} in all",
+        )
+    console = Console(highlight=False)
+    console.print(f"\nthe first {ROWS} of {found.count_rows()} rows of {OUTPUT}/embeddings")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
