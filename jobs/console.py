@@ -74,16 +74,20 @@ def _first_words(box: str) -> str:
 
 
 def print_plan(report: PlanReport) -> None:
-    """What a planning found, in a few lines."""
-    known = f", {report.unchanged:,} known and unchanged" if report.unchanged else ""
-    changed = f", {report.changed:,} changed" if report.changed else ""
-    size = decimal(report.size_bytes)
-    print(f"{report.new:,} new items{changed}{known}: {size} in {report.shards:,} shards")
+    """What the inputs came to, in a few lines; nothing where none were looked at."""
+    if report.planned:
+        changed = f" and {report.changed:,} changed" if report.changed else ""
+        known = f", {report.unchanged:,} known" if report.unchanged else ""
+        size = decimal(report.size_bytes)
+        print(f"{report.new:,} new{changed} items{known}: {size} in {report.shards:,} shards")
+    elif report.unchanged:
+        print(f"{report.unchanged:,} items, all known and unchanged")
     if report.duplicates:
         print(f"{report.duplicates:,} items were named more than once and are planned once")
     if report.skipped.by_suffix:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in report.skipped.by_suffix.most_common(5))
         print(f"skipped files that are neither images nor videos by name: {kinds}")
+    sys.stdout.flush()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

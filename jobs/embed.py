@@ -14,15 +14,13 @@ from pipeline.storage import join
 
 def job(config: EmbedConfig) -> int:
     """Embed images into Parquet. Run the same command again to resume, or to add what is new."""
-    print_summary(embed(config))
+    print_summary(embed(config, on_plan=console.print_plan))
     return 0
 
 
 def print_summary(summary: Summary) -> None:
     """The end of a run, for people, on standard output."""
     out = Console(soft_wrap=True, highlight=False)
-    if summary.plan.planned or not summary.shards:
-        console.print_plan(summary.plan)
     if not summary.shards:
         out.print(f"nothing to do: every planned item of {summary.output} is committed")
         return

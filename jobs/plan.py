@@ -9,18 +9,18 @@ from pipeline.config import PlanConfig
 from pipeline.errors import UsageError
 from pipeline.manifest import generations
 from pipeline.plan import plan
-from pipeline.storage import canonical
+from pipeline.storage import output_root
 
 
 def job(config: PlanConfig) -> int:
     """Show what would be embedded: items, bytes, shards. With --output, freeze it there."""
     if not config.inputs:
         raise UsageError("name an INPUT: a folder, a glob, an s3:// prefix or a Parquet manifest")
-    output = canonical(config.output) if config.output else None
+    output = output_root(config.output) if config.output else None
     report, generation = plan(config, output, generations(output) if output else [])
     console.print_plan(report)
     if report.planned == 0:
-        print("nothing to plan" if report.unchanged else "no images or videos in the inputs")
+        print("nothing to plan")
     elif generation is not None:
         print(f"frozen as generation {generation.number} of {output}")
     else:

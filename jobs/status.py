@@ -13,12 +13,12 @@ from rich.table import Table
 from jobs import console
 from pipeline.config import StatusConfig
 from pipeline.status import GenerationStatus, status
-from pipeline.storage import canonical
+from pipeline.storage import output_root
 
 
 def job(config: StatusConfig) -> int:
     """Show how far an output is."""
-    output = canonical(config.output)
+    output = output_root(config.output)
     found = status(output)
     if config.json:
         states = [asdict(state) | {"open_items": state.open_items} for state in found]

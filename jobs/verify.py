@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jobs import console
 from pipeline.config import OutputConfig
-from pipeline.storage import canonical
+from pipeline.storage import output_root
 from pipeline.verify import verify
 
 BROKEN = 1
@@ -15,7 +15,7 @@ BROKEN = 1
 
 def job(config: OutputConfig) -> int:
     """Audit an output: every object whole, every item exactly once, every vector of one kind."""
-    audit = verify(canonical(config.output))
+    audit = verify(output_root(config.output))
     print(
         f"{audit.shards_committed:,} of {audit.shards:,} shards committed: {audit.rows:,} items, "
         f"{audit.embedded:,} embedded, {audit.failed:,} failed"

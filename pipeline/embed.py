@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.identity import Encoder, check_resumable, identity, record
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
 from pipeline.plan import PlanReport, check_layout, plan
-from pipeline.storage import canonical
+from pipeline.storage import output_root
 
 if TYPE_CHECKING:
     from pipeline.commit import Marker
@@ -26,7 +27,6 @@ class Summary:
 
     output: str
     encoder: Encoder
-    plan: PlanReport
     shards: int = 0
     items: int = 0
     embedded: int = 0
@@ -51,24 +51,29 @@ class Summary:
         self.tokens += marker.tokens
 
 
-def embed(config: EmbedConfig) -> Summary:
+def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summary:
     """Runs `config` to its end.
+
+    Args:
+        config: What to embed, and how.
+        on_plan: Is told what the inputs came to, before the work begins.
 
     Raises:
         UsageError: The command cannot work as typed; nothing is changed.
         PatchflowError: The run failed or was stopped; it can be resumed.
     """
     started = time.monotonic()
-    config = replace(config, output=canonical(config.output))
+    config = replace(config, output=output_root(config.output))
     with ExitStack() as stack:
         if in_cluster():
             stack.enter_context(ray_running(verbose=config.verbose))
         what = identity(config, choose_device(config.device))
         begun = check_resumable(config.output, what.semantics)
         report, planned = _plan(config)
+        on_plan(report)
         if not begun:
             record(config, what)
-        summary = Summary(output=config.output, encoder=what.encoder, plan=report)
+        summary = Summary(output=config.output, encoder=what.encoder)
         shards = _open_shards(config, planned)
         if shards:
             if not in_cluster():
@@ -90,16 +95,8 @@ def _plan(config: EmbedConfig) -> tuple[PlanReport, list[Generation]]:
     report, generation = plan(config, config.output, existing)
     planned = [*existing, generation] if generation else existing
     if not planned:
-        raise UsageError(_nothing(config, report))
+        raise UsageError(f"{config.output} holds no plan yet: name an INPUT")
     return report, planned
-
-
-def _nothing(config: EmbedConfig, report: PlanReport) -> str:
-    if not config.inputs:
-        return f"{config.output} holds no plan yet: name an INPUT"
-    others = sum(report.skipped.by_suffix.values())
-    seen = f"{others} other files" if others else "nothing at all"
-    return f"no images or videos in {' '.join(config.inputs)}: found {seen}"
 
 
 def _open_shards(config: EmbedConfig, planned: list[Generation]) -> list[Shard]:

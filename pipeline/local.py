@@ -24,6 +24,13 @@ _PARTIAL = ".partial-"
 class LocalStorage:
     """The local file system, and whatever is mounted on it."""
 
+    def check_root(self, root: str) -> None:
+        """The nearest thing that exists on the way to `root` must be a folder."""
+        path = Path(local_path(root))
+        nearest = next(p for p in (path, *path.parents) if p.exists())
+        if not nearest.is_dir():
+            raise FileNotFoundError(f"{nearest} is a file, not a folder")
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every file below `prefix`, depth first, each folder by name, without hidden ones."""
         root = local_path(prefix)
@@ -137,7 +144,9 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         # Told apart from "the object exists", which `create` reports.
-        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
+        raise StorageError(f"{folder} is a file, not a folder") from None
+    except FileNotFoundError:
+        raise StorageError(f"{folder} cannot be made there") from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -63,7 +63,8 @@ def plan(
         The counts, and the new generation: None where nothing is new, or without an output.
 
     Raises:
-        UsageError: An input is wrong, or asks for another layout than the output has.
+        UsageError: An input is wrong or holds nothing to plan, or another layout is asked for
+            than the output has.
         StorageError: Storage failed. Nothing is planned then.
     """
     report = PlanReport()
@@ -86,10 +87,18 @@ def plan(
                 break
         writer.close()
         report.shards = writer.shards
+        if not existing and not report.planned:
+            raise UsageError(_nothing(config, report))
         if output is None or not report.planned:
             return report, None
         assert columns is not None
         return report, _freeze(output, writer, report, columns, config.inputs)
+
+
+def _nothing(config: InputConfig, report: PlanReport) -> str:
+    others = sum(report.skipped.by_suffix.values())
+    seen = f"{others:,} files of other kinds" if others else "nothing at all"
+    return f"no images or videos in {' '.join(config.inputs)}: found {seen}"
 
 
 def _layout(config: InputConfig, existing: list[Generation]) -> tuple[tuple[str, ...], int]:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LIVE_S = 0.5
 _LOGGED_S = 5.0
-# Rates are those of the last minute: start-up must not bend the time left for hours.
+# Rates are those of the last minute, so that the time left follows what happens now.
 _WINDOW_S = 60.0
 
 
@@ -110,11 +110,12 @@ class ProgressLine:
         """Asks the actor once more."""
         import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
-        found: dict[str, int] = ray.get(self._counter.snapshot.remote())
+        found = cast("dict[str, int]", ray.get(self._counter.snapshot.remote()))
         counts = Counts(**found)
         now = time.monotonic()
         if counts.items and self._first is None:
             self._first = (now, counts.items)
+            self._samples.clear()  # Starting up says nothing of the rates to come.
         self._samples.append((now, counts))
         while len(self._samples) > 2 and self._samples[0][0] < now - _WINDOW_S:
             self._samples.popleft()
@@ -146,7 +147,9 @@ class ProgressLine:
         (then, old), (now, new) = self._samples[0], self._samples[-1]
         if not new.items:
             return f"starting {self._workers}"
-        seconds = max(now - then, 1e-9)
+        if now == then:
+            return f"{new.failed:,} errors"
+        seconds = now - then
         items_s, tokens_s = (new.items - old.items) / seconds, (new.tokens - old.tokens) / seconds
         left = max(self._total - new.items, 0)
         eta = _duration(left / items_s) if items_s else "?"

@@ -35,6 +35,12 @@ class S3Storage:
         # s3fs would retry on top of botocore: five times five attempts hide an outage for minutes.
         self._fs.retries = 1
 
+    def check_root(self, root: str) -> None:
+        """The bucket must exist and answer; prefixes need no making."""
+        bucket, _ = _split(root)
+        with _s3(root):
+            self._fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below `prefix`, by key, a page of 1,000 at a time."""
         bucket, key = _split(prefix)
@@ -95,6 +101,7 @@ class S3Storage:
     async def _get(
         self, bucket: str, key: str, max_bytes: int | None, match: dict[str, str]
     ) -> bytes:
+        await self._fs.set_session()
         client = await self._fs.get_s3(bucket)
         response = await client.get_object(Bucket=bucket, Key=key, **match)
         size_bytes = response["ContentLength"]

@@ -34,6 +34,14 @@ class ObjectInfo:
 class Storage(Protocol):
     """One kind of storage. Locations are canonical URIs of that kind."""
 
+    def check_root(self, root: str) -> None:
+        """Makes sure that objects can lie below `root`, without writing anything.
+
+        Raises:
+            FileNotFoundError: They cannot; the message says why.
+            StorageError: Storage failed.
+        """
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix`, in one stable order, as a stream.
 
@@ -108,6 +116,21 @@ def canonical(location: str) -> str:
     if scheme[1] == "file":
         return _local_uri(os.path.abspath(local_path(location)))  # noqa: PTH100
     raise UsageError(f"{location!r}: {scheme[1]}:// is not supported; use a local path or s3://")
+
+
+def output_root(location: str) -> str:
+    """The canonical location of an output.
+
+    Raises:
+        UsageError: No output can be there.
+        StorageError: Storage failed.
+    """
+    root = canonical(location)
+    try:
+        storage_for(root).check_root(root)
+    except FileNotFoundError as error:
+        raise UsageError(f"--output {location}: {error}") from None
+    return root
 
 
 def local_path(uri: str) -> str:
