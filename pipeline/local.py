@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import ItemError, StorageError
-from pipeline.storage import ObjectInfo, _local_uri, local_path
+from pipeline.storage import Fetched, ObjectInfo, _local_uri, local_path
 
 # Errors that say something of the disk, not of the one file that met them.
 _DISK_ERRORS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EMFILE}
@@ -47,7 +47,9 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def read(self, uri: str, *, version: str | None = None, max_bytes: int | None = None) -> bytes:
+    def fetch(
+        self, uri: str, *, version: str | None = None, max_bytes: int | None = None
+    ) -> Fetched:
         """The whole file; its version is checked before and after, as writers take no lock."""
         try:
             with Path(local_path(uri)).open("rb") as file:
@@ -70,7 +72,11 @@ class LocalStorage:
             raise ItemError("read_failed", str(error.strerror)) from None
         if after.version != before.version:
             raise _changed(before.version, after.version)
-        return data
+        return Fetched(data=data, version=after.version)
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of the whole file."""
+        return self.fetch(uri).data
 
     def open(self, uri: str) -> BinaryIO:
         """The file, open for reading."""

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.errors import ItemError
-from pipeline.storage import digest, storage_for
+from pipeline.storage import Fetched, digest, storage_for
 from processors import AspectRatioError, DecodeError, ImageOptions, decode_image
 
 # Enough requests in flight to hide an object store's latency behind decoding, and few enough
@@ -43,6 +44,7 @@ class PreprocessConfig:
 class _Item:
     """What becomes of one row; everything is null for an empty or a failed one."""
 
+    version: str | None = None
     content_hash: str | None = None
     width: int | None = None
     height: int | None = None
@@ -75,9 +77,9 @@ class Preprocess:
             items += [self._item(kind, data) for kind, data in fetched]
         return _table(rows, items)
 
-    def _fetch(self, rows: pa.Table) -> Iterator[tuple[str | None, Future[bytes] | None]]:
+    def _fetch(self, rows: pa.Table) -> Iterator[tuple[str | None, Future[Fetched] | None]]:
         """Media type and bytes of every row in order, fetched ahead within a bound of bytes."""
-        waiting: deque[tuple[str | None, Future[bytes] | None, int]] = deque()
+        waiting: deque[tuple[str | None, Future[Fetched] | None, int]] = deque()
         ahead = 0
         columns = ("item_id", "uri", "version", "size_bytes", "media_type")
         for item, uri, version, size, kind in zip(
@@ -93,19 +95,19 @@ class Preprocess:
         while waiting:
             yield waiting.popleft()[:2]
 
-    def _read(self, uri: str, version: str | None) -> bytes:
-        return storage_for(uri).read(uri, version=version, max_bytes=self._config.max_file_bytes)
+    def _read(self, uri: str, version: str | None) -> Fetched:
+        return storage_for(uri).fetch(uri, version=version, max_bytes=self._config.max_file_bytes)
 
-    def _item(self, media_type: str | None, fetched: Future[bytes] | None) -> _Item:
+    def _item(self, media_type: str | None, fetched: Future[Fetched] | None) -> _Item:
         if fetched is None:
             return _Item()
         item = _Item()
         try:
-            data = fetched.result()
-            item.content_hash = digest(data)
+            found = fetched.result()
+            item.version, item.content_hash = found.version, digest(found.data)
             if media_type == "video":
                 raise ItemError("unsupported_format", "videos are not embedded by this version")
-            image = decode_image(data, max_pixels=self._config.max_source_pixels)
+            image = decode_image(found.data, max_pixels=self._config.max_source_pixels)
             item.height, item.width = image.pixels.shape[:2]
             item.patches, item.grid_thw = self._processor.patches(image.pixels)
         except ItemError as error:
@@ -138,6 +140,10 @@ def _table(rows: pa.Table, items: list[_Item]) -> pa.Table:
         "attempts": [1 if error else None for error in failures],
         "patches": _binary([item.patches for item in items]),
     }
+    # Where the manifest gives no version, the one that was read stands for the item.
+    seen = pa.array([item.version for item in items], pa.string())
+    versions = pc.coalesce(rows["version"], seen)
+    rows = rows.set_column(rows.schema.get_field_index("version"), "version", versions)
     target = schema.preprocessed(rows.schema)
     found = [
         pa.array(v, target.field(n).type) if isinstance(v, list) else v for n, v in columns.items()

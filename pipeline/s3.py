@@ -18,7 +18,7 @@ from fsspec.asyn import sync
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from pipeline.errors import ItemError, StorageError
-from pipeline.storage import ObjectInfo
+from pipeline.storage import Fetched, ObjectInfo
 
 # "standard" is botocore's exponential backoff with full jitter, for named transient errors.
 _CLIENT = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 10}
@@ -72,14 +72,16 @@ class S3Storage:
             return None
         return _info(bucket, key, head["ContentLength"], head["ETag"])
 
-    def read(self, uri: str, *, version: str | None = None, max_bytes: int | None = None) -> bytes:
+    def fetch(
+        self, uri: str, *, version: str | None = None, max_bytes: int | None = None
+    ) -> Fetched:
         """The whole object in one request, refused by the server itself in any other version."""
         bucket, key = _split(uri)
         match = {"IfMatch": f'"{version}"'} if version is not None else {}
         try:
             with _s3(uri):
-                data = sync(self._fs.loop, self._get, bucket, key, max_bytes, match)
-                return cast(bytes, data)
+                found = sync(self._fs.loop, self._get, bucket, key, max_bytes, match)
+                return cast(Fetched, found)
         except FileNotFoundError:
             raise ItemError("not_found", "the object is gone") from None
         except StorageError as error:
@@ -100,7 +102,7 @@ class S3Storage:
     )
     async def _get(
         self, bucket: str, key: str, max_bytes: int | None, match: dict[str, str]
-    ) -> bytes:
+    ) -> Fetched:
         await self._fs.set_session()
         client = await self._fs.get_s3(bucket)
         response = await client.get_object(Bucket=bucket, Key=key, **match)
@@ -109,7 +111,12 @@ class S3Storage:
             if max_bytes is not None and size_bytes > max_bytes:
                 body.close()
                 raise ItemError("too_large", f"{size_bytes} bytes, the limit is {max_bytes}")
-            return b"".join([chunk async for chunk in _chunks(body)])
+            data = b"".join([chunk async for chunk in _chunks(body)])
+        return Fetched(data=data, version=response["ETag"].strip('"'))
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of the whole object."""
+        return self.fetch(uri).data
 
     def _reachable(self, bucket: str) -> bool:
         # An object that cannot be read in a bucket that answers is the object's matter; in one

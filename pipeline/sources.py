@@ -134,6 +134,8 @@ def _listed(location: str, skipped: Skipped) -> Iterator[pa.Table]:
 def _matched(pattern: str, skipped: Skipped) -> Iterator[pa.Table]:
     fixed = pattern[: _first_wildcard(pattern)]
     root = fixed.rsplit("/", 1)[0] or "/"
+    if root == "s3:/":
+        raise UsageError(f"{pattern!r}: a bucket's name cannot hold wildcards")
     matches = re.compile(glob_translate(local_path(pattern))).fullmatch
     found = (info for info in storage_for(root).list(root) if matches(local_path(info.uri)))
     if pattern.lower().endswith(".parquet"):

@@ -31,6 +31,14 @@ class ObjectInfo:
     version: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A whole object and the version that it was read in."""
+
+    data: bytes
+    version: str
+
+
 class Storage(Protocol):
     """One kind of storage. Locations are canonical URIs of that kind."""
 
@@ -53,7 +61,9 @@ class Storage(Protocol):
     def stat(self, uri: str) -> ObjectInfo | None:
         """The object at `uri`, or None where there is none."""
 
-    def read(self, uri: str, *, version: str | None = None, max_bytes: int | None = None) -> bytes:
+    def fetch(
+        self, uri: str, *, version: str | None = None, max_bytes: int | None = None
+    ) -> Fetched:
         """The whole object.
 
         Args:
@@ -66,6 +76,9 @@ class Storage(Protocol):
                 `read_failed`: true of this object alone.
             StorageError: Storage failed.
         """
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of `fetch`, in whatever version is there."""
 
     def open(self, uri: str) -> BinaryIO:
         """A seekable reader that fetches ranges as they are asked for."""

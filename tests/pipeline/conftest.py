@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -9,23 +10,24 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image
 
 from pipeline import schema, storage
 from pipeline.commit import CommitConfig, Marker, commit_shard
 from pipeline.config import InputConfig
-from pipeline.manifest import Generation, Shard, generations, read_shard, shards_of
+from pipeline.manifest import Generation, generations, read_shard, shards_of
 from pipeline.plan import PlanReport, plan
 from pipeline.schema import MANIFEST
 from pipeline.storage import item_id
@@ -145,8 +147,27 @@ def encoded_block() -> Callable[..., pa.Table]:
     return block
 
 
+@pytest.fixture(scope="session")
+def commit_config() -> Callable[[str, Generation], CommitConfig]:
+    """The commit stage's configuration for all shards of a generation."""
+
+    def config(output: str, generation: Generation) -> CommitConfig:
+        return CommitConfig(
+            output=output,
+            shard_rows=generation.shard_rows,
+            partition_by=generation.partition_by,
+            columns=tuple(generation.columns),
+            rows={shard.id: shard.rows for shard in shards_of(generation, without=set())},
+        )
+
+    return config
+
+
 @pytest.fixture
-def commit(encoded_block: Callable[..., pa.Table]) -> Callable[..., list[Marker]]:
+def commit(
+    encoded_block: Callable[..., pa.Table],
+    commit_config: Callable[[str, Generation], CommitConfig],
+) -> Callable[..., list[Marker]]:
     """Commits shards of a generation with made-up vectors; `failed` is by row within a shard."""
 
     def run(
@@ -157,7 +178,7 @@ def commit(encoded_block: Callable[..., pa.Table]) -> Callable[..., list[Marker]
         width: int = 4,
     ) -> list[Marker]:
         shards = list(shards_of(generation, without=set()))
-        config = commit_config(output, generation, shards)
+        config = commit_config(output, generation)
         markers = []
         for shard in shards if indices is None else [shards[index] for index in indices]:
             rows = read_shard(output, shard)
@@ -167,16 +188,6 @@ def commit(encoded_block: Callable[..., pa.Table]) -> Callable[..., list[Marker]
         return markers
 
     return run
-
-
-def commit_config(output: str, generation: Generation, shards: list[Shard]) -> CommitConfig:
-    return CommitConfig(
-        output=output,
-        shard_rows=generation.shard_rows,
-        partition_by=generation.partition_by,
-        columns=tuple(generation.columns),
-        rows={shard.id: shard.rows for shard in shards},
-    )
 
 
 @pytest.fixture
@@ -227,11 +238,11 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             env={**os.environ, **S3_KEYS},
         )
     try:
-        _wait_until_up(f"http://127.0.0.1:{port}", server)
+        _wait_for_bucket(f"http://127.0.0.1:{port}", server)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
-        server.wait(20)
+        server.kill()  # Nothing of it is kept.
+        server.wait()
 
 
 def _free_port() -> int:
@@ -247,19 +258,24 @@ def _free_port() -> int:
     raise AssertionError("no free port")
 
 
-def _wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
-        assert server.poll() is None, "the S3 server ended"
-        try:
-            urllib.request.urlopen(f"{url}/media", timeout=5).close()
-        except urllib.error.HTTPError as error:
-            error.close()
-            # Without a signature the bucket refuses us, and says so once it exists.
-            if error.code == 403:
+def _wait_for_bucket(endpoint: str, server: subprocess.Popen[bytes]) -> None:
+    # The server answers a while before it has made the bucket.
+    client = botocore.session.get_session().create_client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=endpoint,
+        aws_access_key_id=S3_KEYS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=S3_KEYS["AWS_SECRET_ACCESS_KEY"],
+        config=Config(retries={"max_attempts": 0}, connect_timeout=2, read_timeout=2),
+    )
+    with contextlib.closing(client):
+        for _ in range(300):
+            assert server.poll() is None, "the S3 server ended"
+            try:
+                client.head_bucket(Bucket="media")
                 return
-        except OSError:
-            pass
-        time.sleep(0.1)
+            except (BotoCoreError, ClientError):
+                time.sleep(0.1)
     raise AssertionError("the S3 server did not come up")
 
 
