@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from encoder import (
 )
 from pipeline import layout
 from pipeline.config import ComputeDevice, ComputeDtype, EmbedConfig
-from pipeline.errors import ItemError, UsageError
+from pipeline.errors import ItemError, PatchflowError, StorageError, UsageError
 from pipeline.storage import digest, join, storage_for
 from processors import ImageOptions
 
@@ -51,12 +53,24 @@ def _identify(config: EmbedConfig) -> Encoder:
         shape = PRESETS[config.encoder]
         name = preset_digest(shape, config.seed)
         return Encoder(location=config.encoder, digest=name, random=True, config=shape)
-    try:
+    with _checkpoint(config.encoder):
         tensors = vision_tensors(config.encoder)
         name = checkpoint_digest(tensors)
-    except CheckpointError as error:
-        raise UsageError(f"--encoder: {error}") from error
     return Encoder(location=config.encoder, digest=name, random=False, config=tensors.config)
+
+
+@contextmanager
+def _checkpoint(location: str) -> Iterator[None]:
+    """Says in a line what is wrong with a checkpoint, or with the storage that it lies on."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise UsageError(f"--encoder {error}") from error
+    except PatchflowError:
+        raise
+    except Exception as error:  # Every file system of fsspec's has exceptions of its own.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StorageError(f"--encoder {location}: {reason}") from error
 
 
 def _image_options(config: EmbedConfig, encoder: Encoder) -> ImageOptions:
@@ -65,7 +79,10 @@ def _image_options(config: EmbedConfig, encoder: Encoder) -> ImageOptions:
     Raises:
         UsageError: The checkpoint's processor is not one that this version can be.
     """
-    options = {} if encoder.random else _checkpoint_options(encoder.location)
+    options: dict[str, Any] = {}
+    if not encoder.random:
+        with _checkpoint(encoder.location):
+            options = _checkpoint_options(encoder.location)
     size = options.get("size") or {}
     defaults = ImageOptions()
     # The reference's budgets count each frame of a temporal patch; ours count a still's pixels.
@@ -203,7 +220,7 @@ def record(config: EmbedConfig, identity: Identity) -> None:
     if not encoder.random and storage.stat(place) is None:
         with tempfile.TemporaryDirectory(prefix="patchflow-encoder-") as folder:
             tower = Path(folder) / "tower.safetensors"
-            with tower.open("wb") as file:
+            with tower.open("wb") as file, _checkpoint(encoder.location):
                 write_vision_tower(vision_tensors(encoder.location), file)
             storage.upload(place, str(tower))
     run = {
