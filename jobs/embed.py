@@ -8,8 +8,9 @@ from rich.console import Console
 
 from jobs import console
 from pipeline.config import EmbedConfig
-from pipeline.embed import Summary, embed
+from pipeline.embed import embed
 from pipeline.storage import join
+from pipeline.summary import Summary
 
 
 def job(config: EmbedConfig) -> int:

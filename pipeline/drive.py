@@ -13,7 +13,6 @@ from pipeline import build, layout
 from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
-from pipeline.embed import Summary
 from pipeline.encode import EncodeConfig
 from pipeline.errors import EncoderError, ErrorRateError, PatchflowError
 from pipeline.identity import Identity
@@ -21,6 +20,7 @@ from pipeline.manifest import Generation, Shard
 from pipeline.preprocess import PreprocessConfig
 from pipeline.progress import ProgressCounter, ProgressLine
 from pipeline.storage import join
+from pipeline.summary import Summary
 
 _TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 2048, "cuda": 16384}
 # Fewer items than this say nothing about a rate while the run goes on.

@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from pipeline.cluster import choose_device, in_cluster, ray_running
 from pipeline.config import EmbedConfig, slice_of
 from pipeline.errors import UsageError
-from pipeline.identity import Encoder, check_resumable, identity, record
+from pipeline.identity import check_resumable, identity, record
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
 from pipeline.plan import PlanReport, check_layout, plan
 from pipeline.storage import output_root
-
-if TYPE_CHECKING:
-    from pipeline.commit import Marker
-
-
-@dataclass
-class Summary:
-    """What one run did."""
-
-    output: str
-    encoder: Encoder
-    shards: int = 0
-    items: int = 0
-    embedded: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    tokens: int = 0
-    fill: float = 0.0
-    seconds: float = 0.0
-    steady_items_s: float = 0.0
-    """Items a second from the first item on, without the start."""
-
-    @property
-    def failed(self) -> int:
-        """Items that went to `errors/`."""
-        return self.errors.total()
-
-    def add(self, marker: Marker) -> None:
-        """Counts one committed shard."""
-        self.shards += 1
-        self.items += marker.rows
-        self.embedded += marker.embedded
-        self.errors.update(marker.errors)
-        self.tokens += marker.tokens
+from pipeline.summary import Summary
 
 
 def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summary:
@@ -78,7 +44,7 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
         if shards:
             if not in_cluster():
                 stack.enter_context(ray_running(verbose=config.verbose))
-            from pipeline.drive import drive  # noqa: PLC0415 (a run with nothing to do needs no Ray)
+            from pipeline.drive import drive  # noqa: PLC0415 (nothing to do needs no Ray)
 
             drive(config, what, shards, planned[0], summary)
     summary.seconds = time.monotonic() - started

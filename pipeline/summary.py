@@ -1,0 +1,39 @@
+"""What one run did, added up from the markers of its shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipeline.commit import Marker
+from pipeline.identity import Encoder
+
+
+@dataclass
+class Summary:
+    """What one run did."""
+
+    output: str
+    encoder: Encoder
+    shards: int = 0
+    items: int = 0
+    embedded: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    fill: float = 0.0
+    seconds: float = 0.0
+    steady_items_s: float = 0.0
+    """Items a second from the first item on, without the start."""
+
+    @property
+    def failed(self) -> int:
+        """Items that went to `errors/`."""
+        return self.errors.total()
+
+    def add(self, marker: Marker) -> None:
+        """Counts one committed shard."""
+        self.shards += 1
+        self.items += marker.rows
+        self.embedded += marker.embedded
+        self.errors.update(marker.errors)
+        self.tokens += marker.tokens
