@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 
+from pipeline.cluster import Workers
 from pipeline.commit import CommitConfig, Marker, commit_shard
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.manifest import Shard, read_shard
@@ -40,20 +40,6 @@ _BLOCK_ROWS = 64
 _GATE_S = 0.2
 # Actors hold at most this many blocks: those they work on and those queued for them.
 _IN_FLIGHT = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """How many actors of each kind, and what share of the cluster each one claims."""
-
-    preprocess: int
-    encode: int
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        kind = "GPU" if self.gpus else "CPU"
-        return f"{self.preprocess} preprocess and {self.encode} {kind} encoder actors"
 
 
 def block_rows(config: PreprocessConfig, items: int, workers: Workers) -> int:

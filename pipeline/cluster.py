@@ -8,9 +8,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.build import Workers
 from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import UsageError
 
@@ -19,6 +19,20 @@ from pipeline.errors import UsageError
 _TASK_CPUS = 2
 # Pages of the object store count as memory of every process that has touched them.
 _OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many actors of each kind, and what share of the cluster each one claims."""
+
+    preprocess: int
+    encode: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        kind = "GPU" if self.gpus else "CPU"
+        return f"{self.preprocess} preprocess and {self.encode} {kind} encoder actors"
 
 
 def in_cluster() -> bool:

@@ -98,10 +98,10 @@ def commit_shard(block: pa.Table, config: CommitConfig) -> pa.Table:
 
 def _check(block: pa.Table, config: CommitConfig) -> tuple[str, pa.Table]:
     shards = pc.unique(block["shard"]).to_pylist()
-    if len(shards) != 1 or block.num_rows != config.shard_rows:
+    if len(shards) != 1 or shards[0] not in config.rows or block.num_rows != config.shard_rows:
         raise InternalError(
-            f"a block of {block.num_rows} rows of shards {shards[:4]} is not one shard of "
-            f"{config.shard_rows}"
+            f"a block of {block.num_rows} rows of shards {shards[:4]} is not one of this "
+            f"run's shards of {config.shard_rows}"
         )
     items = block.filter(pc.is_valid(block["item_id"]))
     expected = config.rows[shards[0]]
@@ -110,6 +110,10 @@ def _check(block: pa.Table, config: CommitConfig) -> tuple[str, pa.Table]:
         raise InternalError(
             f"{shards[0]} holds {items.num_rows} rows of {distinct} items; it has {expected}"
         )
+    for name in config.partition_by:
+        values = pc.unique(items[name]).to_pylist()
+        if len(values) != 1:
+            raise InternalError(f"{shards[0]} has several values of {name}: {values[:4]}")
     return shards[0], items
 
 

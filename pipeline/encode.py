@@ -168,7 +168,8 @@ class Encode:
             out /= tokens
         if self._config.normalize:
             norms = np.linalg.norm(out, axis=1, keepdims=True)
-            out /= np.where(norms == 0, 1.0, norms)
+            with np.errstate(invalid="ignore"):  # What is not finite is told apart later.
+                out /= np.where(norms == 0, 1.0, norms)
         return out.astype(np.float32)
 
     def _table(

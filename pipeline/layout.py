@@ -50,10 +50,14 @@ def marker(shard: str) -> str:
     return f"{COMMITS}/{shard}.json"
 
 
-def embeddings(shard: str, partition: dict[str, object]) -> str:
+def embeddings(shard: str, values: dict[str, object]) -> str:
     """A shard's embeddings, in the folder of its partition values."""
-    folders = [f"{quote(key, safe='')}={_value(value)}" for key, value in partition.items()]
-    return "/".join([EMBEDDINGS, *folders, f"{shard}.parquet"])
+    return "/".join(filter(None, (EMBEDDINGS, partition(values), f"{shard}.parquet")))
+
+
+def partition(values: dict[str, object]) -> str:
+    """The folders of partition values, one a column; empty without any."""
+    return "/".join(f"{quote(key, safe='')}={_value(value)}" for key, value in values.items())
 
 
 def errors(shard: str) -> str:

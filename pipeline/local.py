@@ -64,6 +64,8 @@ class LocalStorage:
                 after = _info(uri, os.fstat(file.fileno()))
         except (FileNotFoundError, NotADirectoryError):
             raise ItemError("not_found", "the file is gone") from None
+        except ValueError:
+            raise ItemError("not_found", "no file can have this name") from None
         except PermissionError:
             raise ItemError("access_denied", "the file may not be read") from None
         except OSError as error:

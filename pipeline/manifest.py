@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -121,7 +120,8 @@ def shards_of(
 
 def read_shard(output: str, shard: Shard) -> pa.Table:
     """A shard's manifest rows: `schema.MANIFEST` and the caller's columns."""
-    return _part(output, shard.part).read_row_group(shard.row_group)
+    with storage_for(output).open(join(output, shard.part)) as file:
+        return pq.ParquetFile(file).read_row_group(shard.row_group)
 
 
 def read_columns(
@@ -131,9 +131,3 @@ def read_columns(
     for part in generation.parts:
         with storage_for(output).open(join(output, part)) as file:
             yield from pq.ParquetFile(file).iter_batches(columns=columns)
-
-
-@lru_cache(maxsize=4)
-def _part(output: str, part: str) -> pq.ParquetFile:
-    # A task reads the next row group of the same part as a rule: its footer is read once.
-    return pq.ParquetFile(storage_for(output).open(join(output, part)))

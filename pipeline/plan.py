@@ -27,6 +27,7 @@ from pipeline.schema import MANIFEST
 from pipeline.sources import Skipped, candidates
 from pipeline.storage import item_id, join, storage_for
 
+_CANDIDATE_NAMES = ("uri", "version", "size_bytes", "media_type")
 # What file systems take as one name.
 _LONGEST_NAME = 255
 
@@ -81,8 +82,9 @@ def plan(
         writer = _ShardWriter(number, shard_rows, partition_by, Path(folder))
         columns: dict[str, str] | None = existing[0].columns if existing else None
         for table in candidates(config.inputs, report.skipped):
-            columns = _same_columns(columns, table, config.partition_by)
-            writer.add(known.fresh(table, report, config.limit))
+            columns = _same_columns(columns, table, partition_by)
+            ordered = table.select([*_CANDIDATE_NAMES, *columns])
+            writer.add(known.fresh(ordered, report, config.limit))
             if report.planned == config.limit:
                 break
         writer.close()
@@ -131,9 +133,7 @@ def _same_columns(
     found = {f.name: str(f.type) for f in table.schema if f.name not in MANIFEST.names}
     if columns is None:
         for name in partition_by:
-            if name not in found:
-                has = ", ".join(found) or "none: only a Parquet manifest brings columns"
-                raise UsageError(f"--partition-by {name}: no such column; the input has {has}")
+            _check_partition(name, table.schema, found)
         return found
     if found != columns:
         raise UsageError(
@@ -141,6 +141,15 @@ def _same_columns(
             f"before, {found or 'none'} now"
         )
     return columns
+
+
+def _check_partition(name: str, schema: pa.Schema, columns: dict[str, str]) -> None:
+    if name not in columns:
+        has = ", ".join(columns) or "none: only a Parquet manifest brings columns"
+        raise UsageError(f"--partition-by {name}: no such column; the input has {has}")
+    kind = schema.field(name).type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        raise UsageError(f"--partition-by {name}: {kind} cannot name a folder")
 
 
 class _Known:
@@ -213,19 +222,19 @@ class _ShardWriter:
         self.short_shards: dict[int, int] = {}
         self.shards = 0
         self._folder = folder
-        self._open: dict[tuple[object, ...], pa.Table] = {}
+        self._open: dict[str, pa.Table] = {}
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, rows: pa.Table) -> None:
         """Takes rows of `item_id`, a candidate's columns and the caller's."""
-        for values, group in _groups(rows, self.partition_by):
-            waiting = self._open.pop(values, None)
+        for folder, group in _groups(rows, self.partition_by):
+            waiting = self._open.pop(folder, None)
             table = group if waiting is None else pa.concat_tables([waiting, group])
             while table.num_rows >= self.shard_rows:
                 self._write(table.slice(0, self.shard_rows))
                 table = table.slice(self.shard_rows)
             if table.num_rows:
-                self._open[values] = table
+                self._open[folder] = table
 
     def close(self) -> None:
         """Writes what waits as short shards, in the order in which their values came."""
@@ -252,22 +261,21 @@ class _ShardWriter:
         self.shards += 1
 
 
-def _groups(
-    rows: pa.Table, partition_by: tuple[str, ...]
-) -> Iterator[tuple[tuple[object, ...], pa.Table]]:
+def _groups(rows: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[str, pa.Table]]:
+    """Rows by the folder that their partition values name: equal folders, equal values."""
     if not partition_by or not rows.num_rows:
-        yield (), rows
+        yield "", rows
         return
-    members: dict[tuple[object, ...], list[int]] = {}
+    members: dict[str, list[int]] = {}
     columns = [rows[name].to_pylist() for name in partition_by]
     for row, values in enumerate(zip(*columns, strict=True)):
-        members.setdefault(values, []).append(row)
-    for values, indices in members.items():
-        partition = dict(zip(partition_by, values, strict=True))
-        for folder in layout.embeddings("-", partition).split("/"):
-            if len(folder) > _LONGEST_NAME:
-                raise UsageError(f"--partition-by: a value makes too long a name: {folder[:80]}...")
-        yield values, rows.take(indices)
+        folder = layout.partition(dict(zip(partition_by, values, strict=True)))
+        members.setdefault(folder, []).append(row)
+    for folder, indices in members.items():
+        for name in folder.split("/"):
+            if len(name) > _LONGEST_NAME:
+                raise UsageError(f"--partition-by: a value makes too long a name: {name[:80]}...")
+        yield folder, rows.take(pa.array(indices, pa.int64()))
 
 
 def _freeze(

@@ -37,7 +37,9 @@ class PreprocessConfig:
     @property
     def item_bytes(self) -> int:
         """The most bytes of patches that one still can become."""
-        return 3 * self.options.max_pixels // self.options.temporal_patch_size
+        largest = self.options.max_pixels // self.options.temporal_patch_size
+        # A strip at the limit of 200 to 1 keeps one merge block's height, whatever the budget.
+        return 3 * max(largest, 201 * self.options.factor**2)
 
 
 @dataclass(kw_only=True)

@@ -82,7 +82,9 @@ class S3Storage:
             with _s3(uri):
                 found = sync(self._fs.loop, self._get, bucket, key, max_bytes, match)
                 return cast(Fetched, found)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if _code(error.__cause__) == "NoSuchBucket":
+                raise StorageError(str(error)) from error
             raise ItemError("not_found", "the object is gone") from None
         except StorageError as error:
             code = _code(error.__cause__)
@@ -133,16 +135,13 @@ class S3Storage:
             return cast(BinaryIO, self._fs.open(uri, "rb", cache_type="readahead"))
 
     def write(self, uri: str, data: bytes) -> None:
-        """One PUT, or a multipart upload that is completed or aborted."""
-        with _s3(uri):
-            self._fs.pipe_file(uri, data)
+        """One PUT."""
+        self._put(uri, data)
 
     def create(self, uri: str, data: bytes) -> bool:
         """One PUT with `If-None-Match: *`."""
-        bucket, key = _split(uri)
         try:
-            with _s3(uri):
-                self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            self._put(uri, data, IfNoneMatch="*")
         except StorageError as error:
             # 409: another conditional PUT of the same key is under way, and one of them wins.
             if _code(error.__cause__) in ("PreconditionFailed", "ConditionalRequestConflict"):
@@ -152,8 +151,13 @@ class S3Storage:
 
     def upload(self, uri: str, path: str) -> None:
         """A multipart upload of a local file, completed or aborted."""
-        with _s3(uri):
+        with _s3(uri, missing=StorageError):
             self._fs.put_file(path, uri)
+
+    def _put(self, uri: str, data: bytes, **conditions: str) -> None:
+        bucket, key = _split(uri)
+        with _s3(uri, missing=StorageError):
+            self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **conditions)
 
 
 async def _chunks(body: Any) -> AsyncIterator[bytes]:
@@ -180,8 +184,8 @@ def _code(error: BaseException | None) -> str | None:
 
 
 @contextmanager
-def _s3(uri: str) -> Iterator[None]:
-    """Turns what s3fs and botocore raise into FileNotFoundError or StorageError."""
+def _s3(uri: str, *, missing: type[Exception] = FileNotFoundError) -> Iterator[None]:
+    """Turns what s3fs and botocore raise into StorageError, or `missing` where nothing is."""
     try:
         yield
     except (ItemError, StorageError):
@@ -194,8 +198,8 @@ def _s3(uri: str) -> Iterator[None]:
         code = _code(error)
         if code == "NoSuchBucket":
             bucket = _split(uri)[0]
-            raise FileNotFoundError(f"the bucket {bucket!r} does not exist") from error
+            raise missing(f"the bucket {bucket!r} does not exist") from error
         if code in ("NoSuchKey", "404") or isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(uri) from error
+            raise missing(uri) from error
         line = " ".join(str(error).split())
         raise StorageError(f"{uri}: {f'{code}: ' if code else ''}{line}") from error

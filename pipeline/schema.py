@@ -81,9 +81,9 @@ def check_caller_columns(names: Iterable[str], source: str) -> None:
     taken = {*MANIFEST.names, *ERRORS.names, *EMBEDDINGS, "patches", "device"}
     seen: dict[str, str] = {}
     for name in names:
-        if name in taken:
-            raise UsageError(f"{source}: the column {name!r} is one of patchflow's; rename it")
         # DuckDB and hive folders do not tell cases apart.
+        if name.lower() in taken:
+            raise UsageError(f"{source}: the column {name!r} is one of patchflow's; rename it")
         if name.lower() in seen:
             raise UsageError(f"{source}: columns {seen[name.lower()]!r} and {name!r} collide")
         seen[name.lower()] = name

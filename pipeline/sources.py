@@ -136,7 +136,10 @@ def _matched(pattern: str, skipped: Skipped) -> Iterator[pa.Table]:
     root = fixed.rsplit("/", 1)[0] or "/"
     if root == "s3:/":
         raise UsageError(f"{pattern!r}: a bucket's name cannot hold wildcards")
-    matches = re.compile(glob_translate(local_path(pattern))).fullmatch
+    try:
+        matches = re.compile(glob_translate(local_path(pattern))).fullmatch
+    except ValueError as error:
+        raise UsageError(f"{pattern!r}: {error}") from None
     found = (info for info in storage_for(root).list(root) if matches(local_path(info.uri)))
     if pattern.lower().endswith(".parquet"):
         for info in found:
@@ -182,7 +185,7 @@ def _manifest(location: str) -> Iterator[pa.Table]:
             _check_columns(parquet.schema_arrow, location)
             for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
                 yield _from_manifest(pa.Table.from_batches([batch]), location)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{location} is not a readable Parquet file: {reason}") from None
 
@@ -199,10 +202,18 @@ def _open_manifest(location: str) -> BinaryIO:
 def _check_columns(schema: pa.Schema, location: str) -> None:
     if "uri" not in schema.names:
         raise UsageError(f"{location} has no `uri` column; it has {', '.join(schema.names)}")
-    kind = schema.field("uri").type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UsageError(f"{location}: the `uri` column must be strings, it is {kind}")
-    check_caller_columns([n for n in schema.names if n not in MANIFEST.names], location)
+    for name in _CANDIDATE.names:
+        if schema.get_all_field_indices(name)[1:]:
+            raise UsageError(f"{location} has several columns {name!r}")
+        if name not in schema.names:
+            continue
+        kind, wanted = schema.field(name).type, _CANDIDATE.field(name).type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        number = pa.types.is_integer(kind)
+        if not (number if wanted == pa.int64() else text or (number and name == "version")):
+            words = "strings" if pa.types.is_string(wanted) else "integers"
+            raise UsageError(f"{location}: the `{name}` column must be {words}, it is {kind}")
+    check_caller_columns([n for n in schema.names if n not in _CANDIDATE.names], location)
 
 
 def _from_manifest(rows: pa.Table, location: str) -> pa.Table:
@@ -224,6 +235,12 @@ def _from_manifest(rows: pa.Table, location: str) -> pa.Table:
     ]
     table = table.append_column("media_type", pa.array(types, pa.string()))
     for name in rows.column_names:
-        if name not in MANIFEST.names:
-            table = table.append_column(rows.schema.field(name), rows[name])
+        if name not in _CANDIDATE.names:
+            table = table.append_column(name, _plain(rows[name]))
     return table
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Categories become their values: their numbers differ from one row group to the next."""
+    kind = column.type
+    return column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column

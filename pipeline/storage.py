@@ -157,7 +157,7 @@ def _local_uri(path: str) -> str:
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:
-        return "file://" + quote_from_bytes(os.fsencode(path))
+        return "file://" + quote_from_bytes(os.fsencode(path), safe="/*?[]!")
     return path
 
 
