@@ -66,7 +66,9 @@ def test_partition_values_become_folders(value: object, folder: str) -> None:
 
 
 @given(
-    st.dictionaries(st.text(min_size=1, max_size=8), st.text() | st.none() | st.integers(), max_size=3)
+    st.dictionaries(
+        st.text(min_size=1, max_size=8), st.text() | st.none() | st.integers(), max_size=3
+    )
 )
 def test_each_partition_column_is_one_path_segment(partition: dict[str, object]) -> None:
     root, *folders, name = layout.embeddings("g000000-00000000", partition).split("/")
