@@ -23,7 +23,7 @@ def print_summary(summary: Summary) -> None:
     """The end of a run, for people, on standard output."""
     out = Console(soft_wrap=True, highlight=False)
     if not summary.shards:
-        out.print(f"nothing to do: every planned item of {summary.output} is committed")
+        print(f"nothing to do: {summary.scope} of {summary.output} is committed")
         return
     rows = [
         ("embedded", f"{summary.embedded:,} items, {summary.tokens:,} tokens"),

@@ -66,10 +66,17 @@ class Marker:
 
     @classmethod
     def from_json(cls, data: bytes) -> Marker:
-        """The marker that `to_json` wrote."""
-        raw = json.loads(data)
-        raw["objects"] = [Stored(**stored) for stored in raw["objects"]]
-        return cls(**raw)
+        """The marker that `to_json` wrote.
+
+        Raises:
+            ValueError: It is no such thing.
+        """
+        try:
+            raw = json.loads(data)
+            raw["objects"] = [Stored(**stored) for stored in raw["objects"]]
+            return cls(**raw)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"no marker: {error}") from error
 
 
 def commit_shard(block: pa.Table, config: CommitConfig) -> pa.Table:

@@ -27,6 +27,8 @@ Count = Annotated[int | None, arg(metavar="INT")]
 Text = Annotated[str | None, arg(metavar="STR")]
 
 DEFAULT_SHARD_ROWS = 4096
+# A shard is one block of the engine, in the memory of one task.
+MOST_SHARD_ROWS = 2**20
 
 
 def _check_positive(config: object, *names: str) -> None:
@@ -34,6 +36,11 @@ def _check_positive(config: object, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise UsageError(f"{flag(name)} must be positive, got {value}")
+
+
+def _check_text(name: str, *texts: str) -> None:
+    if not all(text.strip() for text in texts):
+        raise UsageError(f"{name} is empty")
 
 
 def flag(name: str) -> str:
@@ -73,9 +80,12 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         _check_positive(self, "shard_rows", "limit")
-        for text in (*self.inputs, *self.partition_by):
-            if not text.strip():
-                raise UsageError("an INPUT or --partition-by is empty")
+        if self.shard_rows is not None and self.shard_rows > MOST_SHARD_ROWS:
+            raise UsageError(f"--shard-rows must be at most {MOST_SHARD_ROWS}: {self.shard_rows}")
+        _check_text("an INPUT", *self.inputs)
+        _check_text("--partition-by", *self.partition_by)
+        if len(set(self.partition_by)) < len(self.partition_by):
+            raise UsageError(f"--partition-by names a column twice: {' '.join(self.partition_by)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +94,11 @@ class PlanConfig(InputConfig):
 
     output: Text = None
     """Folder or s3:// prefix of an output; the plan is frozen there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output is not None:
+            _check_text("--output", self.output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +147,8 @@ class EmbedConfig(InputConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_text("--output", self.output)
+        _check_text("--encoder", self.encoder)
         _check_positive(
             self,
             "min_pixels",
@@ -159,6 +176,9 @@ class OutputConfig:
 
     output: str
     """Folder or s3:// prefix of the output."""
+
+    def __post_init__(self) -> None:
+        _check_text("--output", self.output)
 
 
 @dataclass(frozen=True, kw_only=True)

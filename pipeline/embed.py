@@ -39,7 +39,8 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
         on_plan(report)
         if not begun:
             record(config, what)
-        summary = Summary(output=config.output, encoder=what.encoder)
+        scope = f"what is planned of shards {config.shards}" if config.shards else "every item"
+        summary = Summary(output=config.output, encoder=what.encoder, scope=scope)
         shards = _open_shards(config, planned)
         if shards:
             if not in_cluster():
@@ -68,6 +69,9 @@ def _plan(config: EmbedConfig) -> tuple[PlanReport, list[Generation]]:
 def _open_shards(config: EmbedConfig, planned: list[Generation]) -> list[Shard]:
     done = committed(config.output)
     start, stop = slice_of(config.shards)
+    most = max(generation.shards for generation in planned)
+    if start >= most:
+        raise UsageError(f"--shards {config.shards}: {config.output} has shards 0:{most} only")
     return [
         shard
         for generation in planned

@@ -83,28 +83,29 @@ def _image_options(config: EmbedConfig, encoder: Encoder) -> ImageOptions:
     if not encoder.random:
         with _checkpoint(encoder.location):
             options = _checkpoint_options(encoder.location)
-    size = options.get("size") or {}
-    defaults = ImageOptions()
     # The reference's budgets count each frame of a temporal patch; ours count a still's pixels.
     frames = encoder.config.temporal_patch_size
-    smallest = size.get("shortest_edge", options.get("min_pixels", defaults.min_pixels))
-    largest = size.get("longest_edge", options.get("max_pixels", defaults.max_pixels))
-    if config.min_pixels is not None:
-        smallest = config.min_pixels * frames
+    family = ImageOptions()
+    size = options.get("size") or {}
+    smallest = size.get("shortest_edge", options.get("min_pixels", family.min_pixels))
+    largest = size.get("longest_edge", options.get("max_pixels", family.max_pixels))
     if config.max_pixels is not None:
         largest = config.max_pixels * frames
-        smallest = min(smallest, largest) if config.min_pixels is None else smallest
-    try:
-        return ImageOptions(
-            min_pixels=smallest,
-            max_pixels=largest,
-            patch_size=encoder.config.patch_size,
-            temporal_patch_size=frames,
-            merge_size=encoder.config.spatial_merge_size,
-            patch_expand_factor=options.get("patch_expand_factor", 1),
+        smallest = min(smallest, largest)
+    if config.min_pixels is not None:
+        smallest = config.min_pixels * frames
+    if smallest > largest:
+        raise UsageError(
+            f"--min-pixels {smallest // frames} is more than --max-pixels {largest // frames}"
         )
-    except ValueError as error:
-        raise UsageError(f"--min-pixels, --max-pixels: {error}") from None
+    return ImageOptions(
+        min_pixels=smallest,
+        max_pixels=largest,
+        patch_size=encoder.config.patch_size,
+        temporal_patch_size=frames,
+        merge_size=encoder.config.spatial_merge_size,
+        patch_expand_factor=options.get("patch_expand_factor", 1),
+    )
 
 
 def _checkpoint_options(location: str) -> dict[str, Any]:
@@ -115,9 +116,12 @@ def _checkpoint_options(location: str) -> dict[str, Any]:
     ):
         file = join(path, name)
         if not path.endswith(".safetensors") and fs.exists(file):
-            raw = json.loads(fs.cat_file(file))
-            found: dict[str, Any] = raw.get(key, raw) if key else raw
-            _check_processor(found, join(location, name))
+            try:
+                raw = json.loads(fs.cat_file(file))
+                found: dict[str, Any] = raw.get(key, raw) if key else raw
+                _check_processor(found, join(location, name))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise UsageError(f"--encoder {join(location, name)}: {error}") from error
             return found
     return {}
 
@@ -191,18 +195,21 @@ def check_resumable(output: str, fields: dict[str, Any]) -> bool:
     Raises:
         UsageError: With another one, naming the fields that differ.
     """
+    place = join(output, layout.RUN)
     try:
-        run = json.loads(storage_for(output).read(join(output, layout.RUN)))
+        run = json.loads(storage_for(output).read(place))
+        version, old = run["schema_version"], dict(run["semantics"])
     except ItemError as error:
         if error.code == "not_found":
             return False
         raise
-    if run["schema_version"] != SCHEMA_VERSION:
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{place} is damaged: {error}") from error
+    if version != SCHEMA_VERSION:
         raise UsageError(
-            f"{output} has schema version {run['schema_version']}; this patchflow writes "
-            f"{SCHEMA_VERSION}: choose another --output"
+            f"{output} has schema version {version}; this patchflow writes {SCHEMA_VERSION}: "
+            "choose another --output"
         )
-    old = run["semantics"]
     names = [name for name in {**old, **fields} if old.get(name) != fields.get(name)]
     if names:
         differ = "; ".join(f"{name} was {old.get(name)}, now {fields.get(name)}" for name in names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,12 +52,19 @@ class Generation:
 
     @classmethod
     def from_json(cls, data: bytes) -> Generation:
-        """The generation that `to_json` wrote."""
-        raw: dict[str, Any] = json.loads(data)
-        raw["short_shards"] = {int(key): rows for key, rows in raw["short_shards"].items()}
-        for name in ("partition_by", "parts", "inputs"):
-            raw[name] = tuple(raw[name])
-        return cls(**raw)
+        """The generation that `to_json` wrote.
+
+        Raises:
+            ValueError: It is no such thing.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(data)
+            raw["short_shards"] = {int(key): rows for key, rows in raw["short_shards"].items()}
+            for name in ("partition_by", "parts", "inputs"):
+                raw[name] = tuple(raw[name])
+            return cls(**raw)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"no generation: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,7 @@ def generations(output: str) -> list[Generation]:
     """Every generation of an output, oldest first; none where nothing is planned.
 
     Raises:
-        StorageError: Storage failed, or a generation in the middle is missing.
+        StorageError: Storage failed, or a generation is missing or damaged.
     """
     storage = storage_for(output)
     try:
@@ -88,7 +96,14 @@ def generations(output: str) -> list[Generation]:
     }
     if sorted(found) != list(range(len(found))):
         raise StorageError(f"{output}: generations are missing; found {sorted(found)}")
-    return [Generation.from_json(storage.read(found[number])) for number in sorted(found)]
+    return [_generation(found[number]) for number in sorted(found)]
+
+
+def _generation(uri: str) -> Generation:
+    try:
+        return Generation.from_json(storage_for(uri).read(uri))
+    except ValueError as error:
+        raise StorageError(f"{uri} is damaged: {error}") from error
 
 
 def committed(output: str) -> set[str]:
@@ -120,14 +135,24 @@ def shards_of(
 
 def read_shard(output: str, shard: Shard) -> pa.Table:
     """A shard's manifest rows: `schema.MANIFEST` and the caller's columns."""
-    with storage_for(output).open(join(output, shard.part)) as file:
-        return pq.ParquetFile(file).read_row_group(shard.row_group)
+    with _part(output, shard.part) as part:
+        return part.read_row_group(shard.row_group)
 
 
 def read_columns(
     output: str, generation: Generation, columns: list[str]
 ) -> Iterator[pa.RecordBatch]:
     """Some columns of a whole generation, as a stream."""
-    for part in generation.parts:
-        with storage_for(output).open(join(output, part)) as file:
-            yield from pq.ParquetFile(file).iter_batches(columns=columns)
+    for name in generation.parts:
+        with _part(output, name) as part:
+            yield from part.iter_batches(columns=columns)
+
+
+@contextmanager
+def _part(output: str, name: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with storage_for(output).open(join(output, name)) as file:
+            yield pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise StorageError(f"{join(output, name)} cannot be read: {reason}") from error

@@ -63,7 +63,7 @@ class S3Storage:
             raise FileNotFoundError(prefix)
 
     def stat(self, uri: str) -> ObjectInfo | None:
-        """The object at `uri`, or None. A bucket that does not exist is an error."""
+        """The object at `uri`, or None: the server does not tell a missing bucket apart."""
         bucket, key = _split(uri)
         try:
             with _s3(uri):

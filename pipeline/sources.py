@@ -220,7 +220,7 @@ def _from_manifest(rows: pa.Table, location: str) -> pa.Table:
     uris = rows["uri"].to_pylist()
     if None in uris:
         raise UsageError(f"{location}: a `uri` is null; every row must name an item")
-    folder = location.rsplit("/", 1)[0]
+    folder = local_path(location).rsplit("/", 1)[0]
     uris = [canonical(u if u.startswith("/") or "://" in u else join(folder, u)) for u in uris]
     kinds = rows["media_type"].to_pylist() if "media_type" in rows.column_names else uris
     table = pa.table({"uri": pa.array(uris, pa.string())})

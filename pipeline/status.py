@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline import layout
 from pipeline.commit import Marker
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.manifest import Generation, committed, generations
 from pipeline.storage import join, storage_for
 
@@ -48,12 +48,16 @@ def planned(output: str) -> list[Generation]:
     return found
 
 
-def markers(output: str, shards: set[str]) -> Iterator[Marker]:
-    """The markers of `shards`, in order."""
+def markers(output: str, shards: set[str]) -> Iterator[tuple[str, Marker | None]]:
+    """Each of `shards` in order, and its marker: None where that is damaged."""
     storage = storage_for(output)
 
-    def read(shard: str) -> Marker:
-        return Marker.from_json(storage.read(join(output, layout.marker(shard))))
+    def read(shard: str) -> tuple[str, Marker | None]:
+        try:
+            marker = Marker.from_json(storage.read(join(output, layout.marker(shard))))
+        except ValueError:
+            return shard, None
+        return shard, marker if marker.shard == shard else None
 
     with ThreadPoolExecutor(_READERS) as readers:
         yield from readers.map(read, sorted(shards))
@@ -64,14 +68,16 @@ def status(output: str) -> list[GenerationStatus]:
 
     Raises:
         UsageError: Nothing is planned there.
-        StorageError: Storage failed.
+        StorageError: Storage failed, or a marker is damaged.
     """
     found = [
         GenerationStatus(generation=g.number, shards=g.shards, items=g.rows)
         for g in planned(output)
     ]
-    for marker in markers(output, committed(output)):
-        parsed = layout.parse_shard(marker.shard)
+    for shard, marker in markers(output, committed(output)):
+        if marker is None:
+            raise StorageError(f"{join(output, layout.marker(shard))} is damaged")
+        parsed = layout.parse_shard(shard)
         assert parsed is not None
         state = found[parsed[0]]
         state.shards_committed += 1

@@ -20,6 +20,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from pipeline.errors import UsageError
 
 DIGEST_BYTES = 16
+_BUCKET = re.compile(r"s3://[A-Za-z0-9._-]{1,255}(/|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def canonical(location: str) -> str:
     if scheme is None:
         return _local_uri(os.path.abspath(location))  # noqa: PTH100 (Path would resolve `//`)
     if scheme[1] == "s3":
-        if not location.removeprefix("s3://").split("/")[0]:
+        if not _BUCKET.match(location):
             raise UsageError(f"{location!r} names no bucket: write s3://BUCKET/PREFIX")
         return location
     if scheme[1] == "file":

@@ -15,6 +15,8 @@ class Summary:
 
     output: str
     encoder: Encoder
+    scope: str
+    """What of the output the run was to do, in words."""
     shards: int = 0
     items: int = 0
     embedded: int = 0

@@ -52,15 +52,18 @@ def verify(output: str) -> Audit:
         audit.shards += len(shards)
         mine = done & set(shards)
         audit.shards_committed += len(mine)
-        for marker in markers(output, mine):
+        for shard, marker in markers(output, mine):
+            if marker is None:
+                audit.breaches.append(f"{shard}: its marker cannot be read, or is another shard's")
+                continue
             expected |= {stored.name for stored in marker.objects}
-            for breach in _check_shard(output, generation, shards[marker.shard], marker, widths):
-                audit.breaches.append(f"{marker.shard}: {breach}")
+            for breach in _check_shard(output, generation, shards[shard], marker, widths):
+                audit.breaches.append(f"{shard}: {breach}")
             audit.rows += marker.rows
             audit.embedded += marker.embedded
             audit.failed += marker.failed
-    for shard in sorted(done - known):
-        audit.breaches.append(f"{shard}: committed, but in no manifest")
+    for foreign in sorted(done - known):
+        audit.breaches.append(f"{foreign}: committed, but in no manifest")
     if len(widths) > 1:
         audit.breaches.append(f"embeddings of different types: {dict(widths)}")
     _check_strays(output, expected, done, audit)

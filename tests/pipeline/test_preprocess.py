@@ -1,0 +1,332 @@
+"""The CPU stage, called as the engine calls it, on real bytes and without the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import schema
+from pipeline.build import nest
+from pipeline.errors import StorageError
+from pipeline.preprocess import Preprocess, PreprocessConfig
+from pipeline.storage import Fetched, digest, storage_for
+from processors import DecodedImage, GlmgaImageProcessor, ImageOptions, decode_image
+
+SHARD = "g000000-00000000"
+OPTIONS = ImageOptions(min_pixels=2 * 28 * 28, max_pixels=2 * 28 * 28 * 64)
+Photo = Callable[..., bytes]
+Rows = Callable[..., pa.Table]
+
+
+@pytest.fixture(scope="module")
+def stage() -> Preprocess:
+    return Preprocess(
+        PreprocessConfig(max_file_bytes=200_000, max_source_pixels=500_000, options=OPTIONS)
+    )
+
+
+def run(stage: Preprocess, rows: pa.Table, shard_rows: int | None = None) -> list[dict[str, Any]]:
+    """The stage's rows for one block of manifest rows, checked against the schema."""
+    count = shard_rows or rows.num_rows
+    out = stage(nest(rows, SHARD, count, count))
+    assert out.schema.equals(schema.preprocessed(rows.schema))
+    assert out.num_rows == count
+    given = [name for name in rows.column_names if name != "version"]
+    assert out.select(given).slice(0, rows.num_rows).to_pylist() == rows.select(given).to_pylist()
+    return list(out.select([n for n in out.column_names if n not in rows.column_names]).to_pylist())
+
+
+def failure(row: dict[str, Any]) -> tuple[str, str, str, int]:
+    names = ("stage", "error_code", "error_message", "attempts")
+    stage, code, message, attempts = (row[name] for name in names)
+    return stage, code, message, attempts
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_an_image_becomes_the_processors_own_patches(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows, kind: str
+) -> None:
+    data = photo(207, 116, kind)
+    (tmp_path / "x.jpg").write_bytes(data)
+    (row,) = run(stage, manifest_rows([f"{tmp_path}/x.jpg"]))
+    pixels = decode_image(data).pixels
+    patches, grid = GlmgaImageProcessor(**vars(OPTIONS)).patches(pixels)
+    assert row == {
+        "content_hash": digest(data),
+        "width": 207,
+        "height": 116,
+        "num_frames": None,
+        "duration_s": None,
+        "grid_thw": list(grid),
+        "stage": None,
+        "error_code": None,
+        "error_message": None,
+        "attempts": None,
+        "patches": patches.tobytes(),
+    }
+    assert len(row["patches"]) == grid[1] * grid[2] * 588
+
+
+def test_every_row_comes_out_once_in_order_with_its_own_error(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    good = photo(60, 40)
+    contents = {
+        "0-good.png": good,
+        "1-truncated.png": good[: len(good) // 2],
+        "2-empty.jpg": b"",
+        "3-renamed.jpg": b"just some text",
+        "4-good.jpg": photo(90, 30, "JPEG"),
+        "5-thin.png": photo(1000, 2),
+        "6-many-pixels.png": photo(1000, 501),
+        "7-many-bytes.jpg": photo(28, 28) + b"\0" * 200_000,
+        "8-corrupt.jpg": b"\xff\xd8\xff\xe0" + bytes(range(200)),
+        "9-clip.mp4": b"\0\0\0\x18ftypmp42",
+        "a-other-version.png": good,
+        "b-folder.png": None,
+        "d-good.webp": photo(33, 44, "WEBP"),
+    }
+    for name, data in contents.items():
+        if data is None:
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).write_bytes(data)
+    names = [*list(contents)[:-1], "c-missing.png", "d-good.webp"]
+    kinds = ["video" if name.endswith(".mp4") else "image" for name in names]
+    versions = ["1-2" if name.startswith("a") else None for name in names]
+    rows = manifest_rows([f"{tmp_path}/{n}" for n in names], media_type=kinds, version=versions)
+    found = run(stage, rows, shard_rows=16)
+    codes = {name: row["error_code"] for name, row in zip(names, found, strict=False)}
+    assert codes == {
+        "0-good.png": None,
+        "1-truncated.png": "truncated",
+        "2-empty.jpg": "empty",
+        "3-renamed.jpg": "unsupported_format",
+        "4-good.jpg": None,
+        "5-thin.png": "aspect_ratio",
+        "6-many-pixels.png": "too_large",
+        "7-many-bytes.jpg": "too_large",
+        "8-corrupt.jpg": codes["8-corrupt.jpg"],
+        "9-clip.mp4": "unsupported_format",
+        "a-other-version.png": "version_changed",
+        "b-folder.png": "read_failed",
+        "c-missing.png": "not_found",
+        "d-good.webp": None,
+    }
+    assert codes["8-corrupt.jpg"] in ("corrupt", "truncated")
+    for row in found[:14]:
+        assert (row["error_code"] is None) == (len(row["patches"]) > 0)
+        assert (row["error_code"] is None) == (row["grid_thw"] is not None)
+        if row["error_code"] is not None:
+            stage_name, _, message, attempts = failure(row)
+            assert (stage_name, attempts) == ("preprocess", 1)
+            assert message and "\n" not in message and len(message) <= 200
+    for row in found[14:]:
+        assert {value for name, value in row.items() if name != "patches"} == {None}
+        assert row["patches"] == b""
+
+
+def test_a_row_that_failed_costs_its_neighbours_nothing(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    for n, size in enumerate([(60, 40), (30, 90)]):
+        (tmp_path / f"{n}.png").write_bytes(photo(*size))
+    names = [f"{tmp_path}/{name}.png" for name in ("0", "none", "1")]
+    together = run(stage, manifest_rows(names))
+    alone = [run(stage, manifest_rows([name]))[0] for name in names]
+    assert together == alone
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 100), (3, 5), (13, 27), (700, 700)])
+def test_an_image_of_any_size_fits_the_budget(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows, size: tuple[int, int]
+) -> None:
+    (tmp_path / "x.png").write_bytes(photo(*size))
+    (row,) = run(stage, manifest_rows([f"{tmp_path}/x.png"]))
+    assert row["error_code"] is None
+    assert (row["width"], row["height"]) == size
+    one, h, w = row["grid_thw"]
+    assert one == 1 and h % 2 == 0 and w % 2 == 0
+    assert h * w * 196 >= 28 * 28
+    assert len(row["patches"]) == h * w * 588 <= stage._config.item_bytes
+
+
+def test_the_version_that_was_planned_is_the_one_that_is_read(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    path = str(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(photo(30, 30))
+    info = storage_for(path).stat(path)
+    assert info is not None
+    (row,) = run(stage, manifest_rows([path], version=[info.version]))
+    assert row["error_code"] is None
+
+
+def test_a_version_that_no_manifest_gave_is_the_one_that_was_read(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    path = str(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(photo(30, 30))
+    info = storage_for(path).stat(path)
+    assert info is not None
+    rows = manifest_rows([path, "/none.png"])
+    out = stage(nest(rows, SHARD, 3, 3))
+    assert out["version"].to_pylist() == [info.version, None, None]
+
+
+def test_a_name_that_no_disk_can_hold_costs_only_its_own_row(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    (tmp_path / "x.png").write_bytes(photo(30, 30))
+    names = ["/a\0b.png", f"{tmp_path}/x.png", "/" + "n" * 300]
+    found = run(stage, manifest_rows(names))
+    assert [row["error_code"] is None for row in found] == [False, True, False]
+
+
+def test_a_callers_columns_are_carried(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    (tmp_path / "x.png").write_bytes(photo(30, 30))
+    own = pa.table(
+        {
+            "label": ["cat", None],
+            "tags": [["a"], []],
+            "kind": pa.array(["p", "q"]).dictionary_encode(),
+        }
+    )
+    # `run` compares them.
+    run(stage, manifest_rows([f"{tmp_path}/x.png", "/none.png"], own=own), shard_rows=3)
+
+
+def test_a_block_of_nothing_but_filling_passes(stage: Preprocess, manifest_rows: Rows) -> None:
+    nested = nest(manifest_rows(["/none.png"]), SHARD, 4, 1)
+    block = pa.table({"rows": pa.array([nested["rows"][0].as_py()[1:]], nested["rows"].type)})
+    out = stage(block)
+    assert out["shard"].to_pylist() == [SHARD] * 3
+    assert out["error_code"].null_count == out["item_id"].null_count == 3
+
+
+def test_several_calls_at_once_do_not_mix(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    names = [f"{tmp_path}/{n}.png" for n in range(24)]
+    for n, name in enumerate(names):
+        Path(name).write_bytes(photo(30 + 9 * n, 40))
+    blocks = [manifest_rows(names[start : start + 6]) for start in range(0, 24, 6)]
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(lambda rows: run(stage, rows), blocks))
+    assert found == [run(stage, rows) for rows in blocks]
+    assert [row["width"] for rows in found for row in rows] == [30 + 9 * n for n in range(24)]
+
+
+class BrokenDisk:
+    """A storage that fails."""
+
+    def fetch(self, uri: str, *, version: str | None, max_bytes: int | None) -> Fetched:
+        raise StorageError(f"{uri}: Input/output error")
+
+
+def test_a_storage_that_fails_is_no_items_error(
+    stage: Preprocess, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: BrokenDisk())
+    with pytest.raises(StorageError, match="Input/output error"):
+        stage(nest(manifest_rows(["/a.png", "/b.png"]), SHARD, 3, 3))
+
+
+def test_the_stage_works_on_after_a_call_that_raised(
+    stage: Preprocess,
+    tmp_path: Path,
+    photo: Photo,
+    manifest_rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.preprocess.storage_for", lambda uri: BrokenDisk())
+        with pytest.raises(StorageError):
+            stage(nest(manifest_rows(["/a.png"] * 40), SHARD, 40, 40))
+    (tmp_path / "x.png").write_bytes(photo(30, 30))
+    (row,) = run(stage, manifest_rows([f"{tmp_path}/x.png"]))
+    assert row["error_code"] is None
+
+
+def test_more_rows_than_are_fetched_ahead_all_come_out(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    (tmp_path / "x.png").write_bytes(photo(30, 30))
+    names = [f"{tmp_path}/x.png", f"{tmp_path}/none.png"] * 30
+    found = run(stage, manifest_rows(names), shard_rows=64)
+    codes = [row["error_code"] for row in found]
+    assert codes == [None, "not_found"] * 30 + [None] * 4
+
+
+def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
+    stage: Preprocess, photo: Photo, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, started, leads = photo(30, 30), [], []
+
+    class Remembering:
+        def fetch(self, uri: str, *, version: str | None, max_bytes: int | None) -> Fetched:
+            started.append(uri)
+            return Fetched(data=data, version="1")
+
+    def decode(data: bytes, *, max_pixels: int) -> DecodedImage:
+        time.sleep(0.005)
+        leads.append(len(started) - len(leads))
+        return decode_image(data, max_pixels=max_pixels)
+
+    monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Remembering())
+    monkeypatch.setattr("pipeline.preprocess.decode_image", decode)
+    # 30 MiB each by their manifest: two are within the bound, three are not.
+    rows = manifest_rows([f"/{n}.png" for n in range(40)], size_bytes=[30 * 2**20] * 40)
+    run(stage, rows)
+    assert len(leads) == 40
+    assert max(leads) == 2
+    assert leads.count(2) > 20
+
+
+def test_an_item_on_s3_is_read_like_one_on_a_disk(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows, s3_media: str
+) -> None:
+    (tmp_path / "x y.png").write_bytes(photo(60, 40))
+    storage_for(s3_media).write(f"{s3_media}/x y.png", photo(60, 40))
+    names = [f"{tmp_path}/x y.png", f"{s3_media}/x y.png", f"{s3_media}/none.png"]
+    disk, s3, none = run(stage, manifest_rows(names))
+    assert s3 == disk
+    assert none["error_code"] == "not_found"
+
+
+def test_the_largest_item_bounds_the_patches() -> None:
+    config = PreprocessConfig(max_file_bytes=1, max_source_pixels=1, options=OPTIONS)
+    assert config.item_bytes == 3 * 28 * 28 * 201
+    larger = replace(OPTIONS, max_pixels=2 * 28 * 28 * 400)
+    config = PreprocessConfig(max_file_bytes=1, max_source_pixels=1, options=larger)
+    assert config.item_bytes == 3 * 28 * 28 * 400
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    """The stage takes one thread for itself; other tests get theirs back."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_patches_of_a_block_lie_in_one_buffer(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    (tmp_path / "x.png").write_bytes(photo(56, 56))
+    out = stage(nest(manifest_rows([f"{tmp_path}/x.png"] * 3), SHARD, 3, 3))
+    _, offsets, data = out["patches"].combine_chunks().buffers()
+    assert np.frombuffer(offsets, np.int64).tolist() == [0, 16 * 588, 32 * 588, 48 * 588]
+    assert len(data) == 48 * 588
