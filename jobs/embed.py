@@ -9,7 +9,7 @@ from rich.console import Console
 from jobs import console
 from pipeline.config import EmbedConfig
 from pipeline.embed import embed
-from pipeline.storage import join
+from pipeline.location import join
 from pipeline.summary import Summary
 
 

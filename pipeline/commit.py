@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from pipeline import layout, schema
 from pipeline.errors import InternalError
-from pipeline.storage import digest, join, storage_for
+from pipeline.location import digest, join
+from pipeline.storage import storage_for
 
 # What a shard's bits may depend on, recorded in its marker.
 _LIBRARIES = ("patchflow", "torch", "pillow", "numpy", "pyarrow", "ray")

@@ -16,10 +16,10 @@ from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.encode import EncodeConfig
 from pipeline.errors import EncoderError, ErrorRateError, PatchflowError
 from pipeline.identity import Identity
+from pipeline.location import join
 from pipeline.manifest import Generation, Shard
 from pipeline.preprocess import PreprocessConfig
 from pipeline.progress import ProgressCounter, ProgressLine
-from pipeline.storage import join
 from pipeline.summary import Summary
 
 _TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 2048, "cuda": 16384}

@@ -25,7 +25,8 @@ from encoder import (
 from pipeline import layout
 from pipeline.config import ComputeDevice, ComputeDtype, EmbedConfig
 from pipeline.errors import ItemError, PatchflowError, StorageError, UsageError
-from pipeline.storage import digest, join, storage_for
+from pipeline.location import digest, join
+from pipeline.storage import storage_for
 from processors import ImageOptions
 
 SCHEMA_VERSION = 1

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import ItemError, StorageError
-from pipeline.storage import Fetched, ObjectInfo, _local_uri, local_path
+from pipeline.location import local_path, local_uri
+from pipeline.objects import Fetched, ObjectInfo
 
 # Errors that say something of the disk, not of the one file that met them.
 _DISK_ERRORS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EMFILE}
@@ -137,7 +138,7 @@ def _walk(folder: str) -> Iterator[ObjectInfo]:
 
 def _info(path: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(
-        uri=_local_uri(path),
+        uri=local_uri(path),
         size_bytes=status.st_size,
         version=f"{status.st_size}-{status.st_mtime_ns}",
     )

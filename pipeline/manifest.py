@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from pipeline import layout
 from pipeline.errors import StorageError
-from pipeline.storage import join, storage_for
+from pipeline.location import join
+from pipeline.storage import storage_for
 
 # One footer and one ranged read give a shard: small enough a footer, few enough objects.
 SHARDS_A_PART = 64

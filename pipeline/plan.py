@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from pipeline import layout
 from pipeline.config import DEFAULT_SHARD_ROWS, InputConfig, flag
 from pipeline.errors import UsageError
+from pipeline.location import item_id, join
 from pipeline.manifest import SHARDS_A_PART, Generation, read_columns
 from pipeline.schema import MANIFEST
 from pipeline.sources import Skipped, candidates
-from pipeline.storage import item_id, join, storage_for
+from pipeline.storage import storage_for
 
 _CANDIDATE_NAMES = ("uri", "version", "size_bytes", "media_type")
 # What file systems take as one name.

@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.errors import ItemError
-from pipeline.storage import Fetched, digest, storage_for
+from pipeline.location import digest
+from pipeline.objects import Fetched
+from pipeline.storage import storage_for
 from processors import AspectRatioError, DecodeError, ImageOptions, decode_image
 
 # Enough requests in flight to hide an object store's latency behind decoding, and few enough

@@ -18,7 +18,7 @@ from fsspec.asyn import sync
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from pipeline.errors import ItemError, StorageError
-from pipeline.storage import Fetched, ObjectInfo
+from pipeline.objects import Fetched, ObjectInfo
 
 # "standard" is botocore's exponential backoff with full jitter, for named transient errors.
 _CLIENT = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 10}

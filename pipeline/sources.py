@@ -19,15 +19,10 @@ import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
 from pipeline.errors import ItemError, StorageError, UsageError
+from pipeline.location import canonical, join, local_path, suffix
+from pipeline.objects import ObjectInfo
 from pipeline.schema import MANIFEST, check_caller_columns
-from pipeline.storage import (
-    ObjectInfo,
-    canonical,
-    join,
-    local_path,
-    storage_for,
-    suffix,
-)
+from pipeline.storage import storage_for
 
 IMAGE_SUFFIXES = frozenset(
     [

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from pipeline import layout
 from pipeline.commit import Marker, Stored
 from pipeline.errors import ItemError
+from pipeline.location import digest, join
 from pipeline.manifest import Generation, Shard, committed, read_shard, shards_of
 from pipeline.status import markers, planned
-from pipeline.storage import digest, join, storage_for
+from pipeline.storage import storage_for
 
 
 @dataclass

@@ -27,10 +27,10 @@ from PIL import Image
 from pipeline import schema, storage
 from pipeline.commit import CommitConfig, Marker, commit_shard
 from pipeline.config import InputConfig
+from pipeline.location import item_id
 from pipeline.manifest import Generation, generations, read_shard, shards_of
 from pipeline.plan import PlanReport, plan
 from pipeline.schema import MANIFEST
-from pipeline.storage import item_id
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "media-key", "AWS_SECRET_ACCESS_KEY": "media-secret"}

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import ItemError, StorageError
 from pipeline.local import LocalStorage
-from pipeline.storage import canonical
+from pipeline.location import canonical
 
 Files = Callable[[Path], dict[str, bytes]]
 

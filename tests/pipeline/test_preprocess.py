@@ -16,8 +16,10 @@ import pytest
 from pipeline import schema
 from pipeline.build import nest
 from pipeline.errors import StorageError
+from pipeline.location import digest
+from pipeline.objects import Fetched
 from pipeline.preprocess import Preprocess, PreprocessConfig
-from pipeline.storage import Fetched, digest, storage_for
+from pipeline.storage import storage_for
 from processors import DecodedImage, GlmgaImageProcessor, ImageOptions, decode_image
 
 SHARD = "g000000-00000000"

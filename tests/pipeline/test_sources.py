@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UsageError
+from pipeline.location import canonical
 from pipeline.sources import Skipped, candidates, media_type
-from pipeline.storage import canonical, storage_for
+from pipeline.storage import storage_for
 
 WriteManifest = Callable[..., str]
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ItemError, StorageError, UsageError
-from pipeline.storage import canonical, digest, item_id, join, local_path, storage_for, suffix
+from pipeline.location import canonical, digest, item_id, join, local_path, suffix
+from pipeline.storage import storage_for
 
 HARD_NAMES = [
     "two words.jpg",

@@ -16,10 +16,10 @@ import pytest
 
 from pipeline.commit import Marker, Stored
 from pipeline.errors import PatchflowError, StorageError, UsageError
+from pipeline.location import digest
 from pipeline.manifest import Generation, generations
 from pipeline.plan import PlanReport
 from pipeline.status import GenerationStatus, markers, status
-from pipeline.storage import digest
 from pipeline.verify import verify
 
 Freeze = Callable[..., tuple[PlanReport, Generation | None]]

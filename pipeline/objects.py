@@ -1,0 +1,78 @@
+"""What every kind of storage offers: whole objects, listed, read and published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """One listed object: its canonical `uri`, its size, and a `version` that changes with it."""
+
+    uri: str
+    size_bytes: int
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A whole object and the version that it was read in."""
+
+    data: bytes
+    version: str
+
+
+class Storage(Protocol):
+    """One kind of storage. Locations are canonical URIs of that kind."""
+
+    def check_root(self, root: str) -> None:
+        """Makes sure that objects can lie below `root`, without writing anything.
+
+        Raises:
+            FileNotFoundError: They cannot; the message says why.
+            StorageError: Storage failed.
+        """
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object below the folder `prefix`, in one stable order, as a stream.
+
+        Raises:
+            FileNotFoundError: The folder, bucket or prefix does not exist.
+            StorageError: Storage failed.
+        """
+
+    def stat(self, uri: str) -> ObjectInfo | None:
+        """The object at `uri`, or None where there is none."""
+
+    def fetch(
+        self, uri: str, *, version: str | None = None, max_bytes: int | None = None
+    ) -> Fetched:
+        """The whole object.
+
+        Args:
+            uri: The object's location.
+            version: Refuse any other version; None takes what is there.
+            max_bytes: Refuse a larger object without reading it.
+
+        Raises:
+            ItemError: `not_found`, `access_denied`, `version_changed`, `too_large` or
+                `read_failed`: true of this object alone.
+            StorageError: Storage failed.
+        """
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of `fetch`, in whatever version is there."""
+
+    def open(self, uri: str) -> BinaryIO:
+        """A seekable reader that fetches ranges as they are asked for."""
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Publish `data` at `uri`, whole or not at all, over whatever is there."""
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Publish `data` at `uri` only if nothing is there; False where something is."""
+
+    def upload(self, uri: str, path: str) -> None:
+        """Publish the local file `path` at `uri`, whole or not at all."""
