@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import ComputeDevice, Device, EmbedConfig
-from pipeline.errors import UsageError
+from pipeline.errors import ClusterError, UsageError
 
 # CPUs kept for the short tasks that read manifests and gather shards: with every CPU in an
 # actor's hands they would wait for ever.
@@ -53,35 +55,64 @@ def quiet() -> None:
     sys.stderr = os.fdopen(own, "w", buffering=1)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     warnings.filterwarnings("ignore", module=r"ray\.")
-    for name in ("ray", "ray.data", "botocore", "aiobotocore", "s3fs", "fsspec"):
+    for name in ("botocore", "aiobotocore", "s3fs", "fsspec"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def ray_running(*, verbose: bool) -> Iterator[None]:
-    """Joins the cluster of the environment, or runs a local one for as long as the block."""
-    import ray  # noqa: PLC0415 (after `quiet`, and only where it is needed)
+    """Joins the cluster of the environment, or runs a local one for as long as the block.
 
-    level = logging.INFO if verbose else logging.CRITICAL
-    logs: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
-    if in_cluster():
-        ray.init(**logs)
-    else:
-        cores = len(os.sched_getaffinity(0))
-        # Threads that come and go otherwise leave an arena of freed memory each in the workers.
-        os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-        ray.init(
-            address="local",
-            num_cpus=cores + _TASK_CPUS,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **logs,
-        )
+    Raises:
+        ClusterError: Ray did not start, or could not be joined.
+    """
+    if not in_cluster():
+        _prepare_local()
+    import ray  # noqa: PLC0415 (reads its environment when imported)
+    import ray.data  # noqa: PLC0415
+
+    if not verbose:
+        for name in ("ray", "ray.data"):  # Importing them has set their levels.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
+        _init(verbose=verbose)
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in our place.
         yield
     finally:
         ray.shutdown()
+
+
+def _prepare_local() -> None:
+    """What a local cluster takes from the environment, and must have before Ray is imported."""
+    # Ray listens on every interface: without a token, whoever reaches them may run code here.
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # glibc otherwise keeps what tensors of ever other sizes leave behind, in every thread's
+    # arena: measured on 45 photos, 150 MB less at the peak for 5% of the encoder's time.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 * 2**20))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 * 2**20))
+
+
+def _init(*, verbose: bool) -> None:
+    import ray  # noqa: PLC0415
+
+    level = logging.INFO if verbose else logging.CRITICAL
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
+    if not in_cluster():
+        options |= {
+            "address": "local",
+            "num_cpus": len(os.sched_getaffinity(0)) + _TASK_CPUS,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises anything from ConnectionError to ValueError here.
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(f"Ray did not start: {reason}") from error
 
 
 def choose_device(device: Device) -> ComputeDevice:

@@ -137,7 +137,7 @@ class EmbedConfig(InputConfig):
     preprocess_actors: Count = None
     """Preprocessing processes; what CPUs are left where not given."""
     token_budget: Count = None
-    """Merged patches a forward pass; 16384 on CUDA, 2048 on a CPU where not given."""
+    """Merged patches a forward pass; 16384 on CUDA, 1024 on a CPU where not given."""
     max_file_bytes: int = 512 * 2**20
     """Larger files become `too_large` without being read."""
     max_source_pixels: int = 200_000_000

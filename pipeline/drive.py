@@ -22,7 +22,7 @@ from pipeline.preprocess import PreprocessConfig
 from pipeline.progress import ProgressCounter, ProgressLine
 from pipeline.summary import Summary
 
-_TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 2048, "cuda": 16384}
+_TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 1024, "cuda": 16384}
 # Fewer items than this say nothing about a rate while the run goes on.
 _RATE_ITEMS = 100
 

@@ -3,6 +3,7 @@
 PatchflowError                one clear line for a person; `exit_code` for the shell
 |- UsageError           (2)   the command cannot work as typed
 |- StorageError         (1)   storage, credentials or network failed; resumable
+|- ClusterError         (1)   Ray did not start, or could not be joined
 |- EncoderError         (1)   an encoder or its device failed; resumable
 |- InternalError        (1)   an invariant of ours does not hold; nothing was committed
 |- ErrorRateError        (3)   `--max-error-rate` was passed; resumable
@@ -28,6 +29,10 @@ class UsageError(PatchflowError):
 
 class StorageError(PatchflowError):
     """Storage, credentials or the network failed. Nothing is lost; the run can be resumed."""
+
+
+class ClusterError(PatchflowError):
+    """Ray did not start, or its cluster could not be joined."""
 
 
 class EncoderError(PatchflowError):

@@ -1,0 +1,233 @@
+"""`kill -9`, Ctrl-C and SIGTERM in the middle of real runs, and the same command after them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+from skimage import data
+
+from pipeline.verify import verify
+
+Row = dict[str, Any]
+
+PREPROCESS = "ray::MapWorker(MapBatches(Preprocess"
+ENCODE = "ray::MapWorker(MapBatches(Encode"
+FOLDERS = 12
+SHARD_ROWS = 6
+SHARDS = 35
+
+
+@pytest.fixture(scope="module")
+def crowd(collection, tmp_path_factory) -> dict[str, Path]:
+    """The collection in twelve folders, with camera-sized photos in each, so that runs last.
+
+    Maps hard links to their originals.
+    """
+    root = tmp_path_factory.mktemp("crowd")
+    large = camera_photos(tmp_path_factory.mktemp("large"))
+    small = [*collection.good, *(collection.folder / name for name in collection.bad)]
+    links = {}
+    for number in range(FOLDERS):
+        for original in (*large, *small[number::FOLDERS]):
+            link = root / "photos" / f"{number:02d}" / original.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.hardlink_to(original)
+            links[str(link)] = original
+    assert -(-len(links) // SHARD_ROWS) == SHARDS
+    return links
+
+
+def camera_photos(folder: Path) -> list[Path]:
+    """Six photos of 12 megapixels: enough work for a run to be caught in the middle of it."""
+    sides = {"retina.jpg": (3464, 3464), "hubble_deep_field.jpg": (3709, 3234)}
+    paths = []
+    for name, size in sides.items():
+        with Image.open(Path(data.data_dir) / name) as photo:
+            large = photo.resize(size, Image.Resampling.BILINEAR)
+        for quarter in range(3):
+            paths.append(folder / f"{quarter} {name}")
+            large.rotate(90 * quarter).save(paths[-1], quality=80)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def args(crowd, clean_run) -> tuple[object, ...]:
+    """The clean run's options, with more and smaller shards."""
+    return (os.path.commonpath(crowd), "--shard-rows", SHARD_ROWS, *clean_run.args[-2:])
+
+
+@pytest.fixture(scope="module")
+def expected(crowd, clean_run, alone) -> tuple[list[Row], list[Row]]:
+    """Each photo embedded alone, and the clean run's errors, for every link."""
+    errors = {row["uri"]: row for row in clean_run.errors}
+
+    def linked(uri: str, row: Row) -> Row:
+        name = hashlib.blake2b(uri.encode(), digest_size=16).hexdigest()
+        return row | {"uri": uri, "item_id": name}
+
+    pairs = sorted(crowd.items())
+    return (
+        [linked(uri, alone(path)) for uri, path in pairs if str(path) not in errors],
+        [linked(uri, errors[str(path)]) for uri, path in pairs if str(path) in errors],
+    )
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One run that was stopped, and the output's committed shards then."""
+
+    moment: str
+    done: Any
+    stop_s: float
+    processes: int
+    commits: set[str]
+    objects: dict[str, Any]
+    breaches: list[str]
+
+
+@dataclass(frozen=True)
+class Story:
+    """Runs of one command on one output: stopped ones, and the one that came to its end."""
+
+    output: Any
+    stops: dict[str, Stop]
+    last: Any
+
+
+@pytest.fixture(scope="module")
+def story(args, commands, output_at, tmp_path_factory) -> Story:
+    """The same command again and again, stopped ever later, then left alone."""
+    output = output_at(tmp_path_factory.mktemp("killed") / "output")
+    frozen = output.folder / "_patchflow" / "manifest" / "g000000.json"
+    stops: dict[str, Stop] = {}
+
+    def stop(moment: str, when: Callable[[Any], Any], how: Callable[[Any], Any]) -> None:
+        command = commands.job("embed", *args, "--output", output.folder)
+        command.wait_until(moment, lambda: when(command))
+        processes = len(command.family())
+        started = time.monotonic()
+        done = how(command)
+        seconds = time.monotonic() - started
+        commits = output.commits()
+        breaches = verify(str(output.folder)).breaches
+        stops[moment] = Stop(
+            moment, done, seconds, processes, commits, output.objects(commits), breaches
+        )
+
+    def more_than(count: int) -> Callable[[Any], bool]:
+        return lambda command: len(output.commits()) > count
+
+    def kill(command: Any) -> Any:
+        return command.kill()
+
+    stop("planned", lambda command: frozen.exists(), kill)
+    stop("actors up", lambda command: command.family(PREPROCESS), kill)
+    stop("first commits", more_than(1), kill)
+    for moment, number in (("SIGTERM", signal.SIGTERM), ("Ctrl-C", signal.SIGINT)):
+        before = len(output.commits())
+        stop(moment, more_than(before), lambda command, n=number: command.interrupt(n))
+    stop("near the end", more_than(SHARDS - 6), kill)
+    last = commands.run("embed", *args, "--output", output.folder)
+    assert last.code == 0, str(last)
+    return Story(output, stops, last)
+
+
+KILLS = ["planned", "actors up", "first commits", "near the end"]
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_kill_came_in_mid_run(moment: str, story) -> None:
+    stop = story.stops[moment]
+    assert stop.done.code == -signal.SIGKILL, str(stop.done)
+    assert stop.processes >= (1 if moment == "planned" else 5)
+
+
+def test_kills_came_before_amid_and_after_commits(story) -> None:
+    counts = [len(stop.commits) for stop in story.stops.values()]
+    assert counts[:2] == [0, 0]
+    assert counts[2:] == sorted(set(counts[2:]))
+    assert counts[2] > 0
+    assert counts[-1] < SHARDS
+
+
+def test_at_no_moment_is_anything_broken(story) -> None:
+    for stop in story.stops.values():
+        assert stop.breaches == [], stop.moment
+
+
+def test_what_was_committed_is_never_touched_again(story) -> None:
+    after = story.output.objects()
+    for stop in story.stops.values():
+        # Embeddings, errors and the marker of each.
+        assert len(stop.objects) == 3 * len(stop.commits)
+        assert {name: after.get(name) for name in stop.objects} == stop.objects, stop.moment
+
+
+def test_the_resumed_output_equals_an_undisturbed_one(story, expected, assert_rows) -> None:
+    embeddings, errors = expected
+    assert_rows(story.output.rows(), embeddings)
+    assert story.output.rows("errors") == errors
+
+
+def test_the_resumed_output_verifies_with_every_item_once(story, crowd, commands) -> None:
+    assert story.output.terminal() == sorted(crowd)
+    audit = commands.run("verify", "--output", story.output.folder)
+    assert (audit.code, audit.err) == (0, ""), str(audit)
+    assert audit.out.startswith(f"{SHARDS} of {SHARDS} shards committed: ")
+
+
+def test_a_resume_embeds_only_what_was_left(story) -> None:
+    left = SHARDS - len(story.stops["near the end"].commits)
+    assert f"{left} committed" in story.last.out
+
+
+@pytest.mark.parametrize("moment", ["SIGTERM", "Ctrl-C"])
+def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_running(
+    moment: str, story
+) -> None:
+    stop = story.stops[moment]
+    assert stop.done.code == 1, str(stop.done)
+    assert "Traceback" not in stop.done.err, str(stop.done)
+    told = [line for line in stop.done.err.splitlines() if line.startswith("patchflow embed: ")]
+    assert told == stop.done.err.splitlines()[-1:]
+    assert "resumes" in told[0]
+    assert stop.processes >= 5
+    assert stop.done.left_behind == []
+    assert stop.stop_s < 10
+
+
+def test_a_run_survives_the_death_of_an_encoder_and_a_preprocess_actor(
+    args, expected, commands, output_at, assert_rows, tmp_path
+) -> None:
+    output = output_at(tmp_path / "output")
+    command = commands.job("embed", *args, "--output", output.folder)
+    command.wait_until("a shard is committed", output.commits)
+    victims = {title: command.family(title) for title in (ENCODE, PREPROCESS)}
+    for title, actors in victims.items():
+        assert actors, f"no {title} is running"
+        for actor in actors:
+            actor.kill()
+    assert len(output.commits()) < SHARDS
+    for title, actors in victims.items():
+        command.wait_until(
+            f"another {title} is running", lambda t=title, a=actors: set(command.family(t)) - {*a}
+        )
+    done = command.ended()
+    assert done.code == 0, str(done)
+    assert done.left_behind == []
+    assert not any(psutil.pid_exists(a.pid) and a.is_running() for v in victims.values() for a in v)
+    embeddings, errors = expected
+    assert_rows(output.rows(), embeddings)
+    assert output.rows("errors") == errors
+    assert verify(str(output.folder)).breaches == []
+    assert len(output.commits()) == SHARDS
