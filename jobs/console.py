@@ -15,7 +15,7 @@ from rich.filesize import decimal
 
 from pipeline.cluster import quiet
 from pipeline.errors import PatchflowError, UsageError
-from pipeline.plan import PlanReport
+from pipeline.known import PlanReport
 
 Config = TypeVar("Config")
 

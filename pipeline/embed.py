@@ -11,8 +11,9 @@ from pipeline.cluster import choose_device, in_cluster, ray_running
 from pipeline.config import EmbedConfig, slice_of
 from pipeline.errors import UsageError
 from pipeline.identity import check_resumable, identity, record
+from pipeline.known import PlanReport
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
-from pipeline.plan import PlanReport, check_layout, plan
+from pipeline.plan import check_layout, plan
 from pipeline.storage import output_root
 from pipeline.summary import Summary
 

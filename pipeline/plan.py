@@ -7,48 +7,29 @@ open shard for every combination of partition values.
 
 from __future__ import annotations
 
-import sqlite3
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import layout
 from pipeline.config import DEFAULT_SHARD_ROWS, InputConfig, flag
 from pipeline.errors import UsageError
-from pipeline.location import item_id, join
+from pipeline.known import Known, PlanReport
+from pipeline.location import join
 from pipeline.manifest import SHARDS_A_PART, Generation, read_columns
 from pipeline.schema import MANIFEST
-from pipeline.sources import Skipped, candidates
+from pipeline.sources import candidates
 from pipeline.storage import storage_for
 
 _CANDIDATE_NAMES = ("uri", "version", "size_bytes", "media_type")
 # What file systems take as one name.
 _LONGEST_NAME = 255
-
-
-@dataclass
-class PlanReport:
-    """What a planning found."""
-
-    new: int = 0
-    changed: int = 0
-    unchanged: int = 0
-    duplicates: int = 0
-    size_bytes: int = 0
-    shards: int = 0
-    skipped: Skipped = field(default_factory=Skipped)
-
-    @property
-    def planned(self) -> int:
-        """Items of the new generation."""
-        return self.new + self.changed
 
 
 def plan(
@@ -74,8 +55,10 @@ def plan(
         return report, None
     partition_by, shard_rows = _layout(config, existing)
     number = len(existing)
-    with tempfile.TemporaryDirectory(prefix="patchflow-plan-") as folder:
-        known = _Known(Path(folder) / "known.sqlite", number)
+    with (
+        tempfile.TemporaryDirectory(prefix="patchflow-plan-") as folder,
+        closing(Known(Path(folder) / "known.sqlite", number)) as known,
+    ):
         for generation in existing:
             assert output is not None
             for batch in read_columns(output, generation, ["item_id", "version"]):
@@ -151,65 +134,6 @@ def _check_partition(name: str, schema: pa.Schema, columns: dict[str, str]) -> N
     kind = schema.field(name).type
     if pa.types.is_nested(kind) or pa.types.is_binary(kind):
         raise UsageError(f"--partition-by {name}: {kind} cannot name a folder")
-
-
-class _Known:
-    """Every planned item and its newest version, on disk."""
-
-    def __init__(self, path: Path, generation: int) -> None:
-        self._generation = generation
-        self._db = sqlite3.connect(path, isolation_level=None)
-        # The file is thrown away with its folder: durability would only cost time.
-        self._db.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;"
-            "CREATE TABLE known (id BLOB PRIMARY KEY, version TEXT, generation INT) WITHOUT ROWID"
-        )
-
-    def load(self, batch: pa.RecordBatch) -> None:
-        """Takes in rows of an older generation; later calls win."""
-        ids, versions = batch["item_id"].to_pylist(), batch["version"].to_pylist()
-        self._db.execute("BEGIN")
-        self._db.executemany(
-            "INSERT OR REPLACE INTO known VALUES (?, ?, -1)",
-            zip(map(bytes.fromhex, ids), versions, strict=True),
-        )
-        self._db.execute("COMMIT")
-
-    def fresh(self, table: pa.Table, report: PlanReport, limit: int | None) -> pa.Table:
-        """The rows of `table` that are new or changed, with their `item_id`, counted."""
-        ids = [item_id(uri) for uri in table["uri"].to_pylist()]
-        keep: list[int] = []
-        self._db.execute("BEGIN")
-        for row, (key, version) in enumerate(zip(ids, table["version"].to_pylist(), strict=True)):
-            if report.planned == limit:
-                break
-            if self._plan(bytes.fromhex(key), version, report):
-                keep.append(row)
-        self._db.execute("COMMIT")
-        with_ids = table.append_column("item_id", pa.array(ids, pa.string())).take(
-            pa.array(keep, pa.int64())
-        )
-        report.size_bytes += pc.sum(with_ids["size_bytes"]).as_py() or 0
-        return with_ids
-
-    def _plan(self, key: bytes, version: str | None, report: PlanReport) -> bool:
-        old = self._db.execute(
-            "SELECT version, generation FROM known WHERE id = ?", (key,)
-        ).fetchone()
-        if old is None:
-            report.new += 1
-        elif old[1] == self._generation:
-            report.duplicates += 1
-            return False
-        elif old[0] == version:
-            report.unchanged += 1
-            return False
-        else:
-            report.changed += 1
-        self._db.execute(
-            "INSERT OR REPLACE INTO known VALUES (?, ?, ?)", (key, version, self._generation)
-        )
-        return True
 
 
 class _ShardWriter:

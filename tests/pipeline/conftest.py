@@ -27,9 +27,10 @@ from PIL import Image
 from pipeline import schema, storage
 from pipeline.commit import CommitConfig, Marker, commit_shard
 from pipeline.config import InputConfig
+from pipeline.known import PlanReport
 from pipeline.location import item_id
 from pipeline.manifest import Generation, generations, read_shard, shards_of
-from pipeline.plan import PlanReport, plan
+from pipeline.plan import plan
 from pipeline.schema import MANIFEST
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -18,9 +18,9 @@ import pytest
 from pipeline import schema
 from pipeline.commit import CommitConfig, Marker, commit_shard
 from pipeline.errors import InternalError, StorageError
+from pipeline.known import PlanReport
 from pipeline.location import digest, join
 from pipeline.manifest import Generation, committed, read_shard, shards_of
-from pipeline.plan import PlanReport
 from pipeline.storage import storage_for
 
 Freeze = Callable[..., tuple[PlanReport, Generation | None]]

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from pipeline.config import InputConfig
 from pipeline.errors import StorageError, UsageError
+from pipeline.known import PlanReport
 from pipeline.location import item_id
 from pipeline.manifest import Generation, committed, generations, read_shard, shards_of
-from pipeline.plan import PlanReport, plan
+from pipeline.plan import plan
 
 Freeze = Callable[..., tuple[PlanReport, Generation | None]]
 WriteManifest = Callable[..., str]

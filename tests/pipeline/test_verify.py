@@ -16,9 +16,9 @@ import pytest
 
 from pipeline.commit import Marker, Stored
 from pipeline.errors import PatchflowError, StorageError, UsageError
+from pipeline.known import PlanReport
 from pipeline.location import digest
 from pipeline.manifest import Generation, generations
-from pipeline.plan import PlanReport
 from pipeline.status import GenerationStatus, markers, status
 from pipeline.verify import verify
 
