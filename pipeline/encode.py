@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,28 +100,32 @@ class Encode:
         pooled = np.zeros((len(segments), self._width), np.float32)
         failures: dict[int, str] = {}
         with self._running:
-            results = [(pack, self._run(pack, segments, sliced)) for pack in packs]
-        for pack, result in results:
-            for index, vector in zip(pack, result, strict=True):
-                if vector is None:
-                    failures[segments[index].item] = "one segment does not fit in memory"
-                else:
-                    pooled[index] = vector.cpu().numpy()
+            results = [result for pack in packs for result in self._run(pack, segments, sliced)]
+        for pack, vectors in results:
+            if vectors is None:
+                failures |= {segments[i].item: "one segment does not fit in memory" for i in pack}
+            else:
+                pooled[pack] = vectors.cpu().numpy()
         return self._combine(segments, lengths, pooled, len(grids)), failures
 
     def _run(
         self, pack: list[int], segments: list[Segment], sliced: list[Levels]
-    ) -> Sequence[torch.Tensor | None]:
-        """Pooled segments [D] of one pack, still on the device; None for one that cannot fit."""
+    ) -> list[tuple[list[int], torch.Tensor | None]]:
+        """One pack, in halves of halves where memory asks for it.
+
+        Returns:
+            Segments and their pooled vectors [segments, D], still on the device; None for a
+            segment that does not fit even alone.
+        """
         import torch  # noqa: PLC0415
 
         try:
-            return self._forward(pack, segments, sliced)
+            return [(pack, self._forward(pack, segments, sliced))]
         except torch.OutOfMemoryError:
             # The allocator's fragments may be what is missing.
             torch.cuda.empty_cache()
         if len(pack) == 1:
-            return [None]
+            return [(pack, None)]
         half = len(pack) // 2
         return [
             *self._run(pack[:half], segments, sliced),
@@ -131,7 +134,7 @@ class Encode:
 
     def _forward(
         self, pack: list[int], segments: list[Segment], sliced: list[Levels]
-    ) -> list[torch.Tensor | None]:
+    ) -> torch.Tensor:
         import torch  # noqa: PLC0415
 
         levels = torch.from_numpy(np.concatenate([sliced[index] for index in pack]))
@@ -148,8 +151,8 @@ class Encode:
             counts = [segments[index].num_patches // self._merged for index in pack]
             parts = torch.split(tokens, counts)
             if self._config.pool == "max":
-                return [part.amax(0) for part in parts]
-            return [part.mean(0) for part in parts]
+                return torch.stack([part.amax(0) for part in parts])
+            return torch.stack([part.mean(0) for part in parts])
 
     def _combine(
         self, segments: list[Segment], lengths: list[int], pooled: Vectors, items: int
