@@ -34,7 +34,7 @@ from pipeline.preprocess import Preprocess, PreprocessConfig
 
 _GIB = 2**30
 # A call's output is one block: this bounds it, with the largest image in every row.
-_BLOCK_BYTES = 256 * 2**20
+_BLOCK_BYTES = 64 * 2**20
 _BLOCK_ROWS = 64
 # How often a source task asks whether its shard may start.
 _GATE_S = 0.2
@@ -79,15 +79,18 @@ def run(
             enable_true_multi_threading=calls > 1,
         )
 
-    # One shard number a row; a task reads its rows when the gate opens.
-    source = ray.data.range(len(shards), override_num_blocks=len(shards), concurrency=1)
+    # One shard's number a block; a task reads its rows when the gate opens.
+    numbers = [{"id": number} for number in range(len(shards))]
+    source = ray.data.from_items(numbers, override_num_blocks=len(shards))
     rows = source.map_batches(
         partial(
             read_rows, shards=shards, commit=commit, rows_a_block=rows_a_block, progress=progress
         ),
         batch_size=None,
+        num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=1),
-    ).repartition(target_num_rows_per_block=1)
+    )
+    rows = _without_cpus(rows.repartition(target_num_rows_per_block=1))
     # One block in, one block out. `memory` also keeps the engine from fusing this with the
     # source, which would make one call of a whole shard.
     patches = rows.map_batches(
@@ -96,7 +99,7 @@ def run(
         batch_size=None,
         batch_format="pyarrow",
         compute=actors(workers.preprocess, calls=2),
-        num_cpus=workers.cpus,
+        num_cpus=workers.preprocess_cpus,
         memory=_GIB,
     )
     # One block in, one block out; patches end here, vectors go on. A second call would overlap
@@ -106,25 +109,40 @@ def run(
         fn_constructor_args=(encode, progress),
         batch_size=None,
         batch_format="pyarrow",
-        compute=actors(workers.encode, calls=2 if workers.gpus else 1),
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus,
+        compute=actors(workers.encode, calls=2 if workers.encode_gpus else 1),
+        num_cpus=workers.encode_cpus,
+        num_gpus=workers.encode_gpus,
         memory=_GIB + 1,
     )
-    # Many blocks in, one block a shard out, then one tiny row. Writing waits for storage, not
-    # for a CPU.
-    markers = vectors.repartition(
-        target_num_rows_per_block=commit.shard_rows, strict=True
-    ).map_batches(
+    # Many blocks in, one block a shard out, then one tiny row.
+    blocks = _without_cpus(
+        vectors.repartition(target_num_rows_per_block=commit.shard_rows, strict=True)
+    )
+    markers = blocks.map_batches(
         partial(commit_shard, config=commit),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=4),
     )
-    for row in markers.iter_rows():
-        progress.commit.remote()
-        yield Marker.from_json(row["marker"])
+    # Without prefetching: a marker that waits for the next one would keep the gate shut.
+    for batch in markers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        table: pa.Table = batch
+        for marker in table["marker"].to_pylist():
+            progress.commit.remote()
+            yield Marker.from_json(marker)
+
+
+def _without_cpus(repartitioned: ray.data.Dataset) -> ray.data.Dataset:
+    """Lets the tasks of a repartition run on machines whose CPUs are all in actors' hands.
+
+    Every short task of this pipeline claims no CPU: beside a pool that has them all, the engine
+    would keep one that does waiting for ever. `Dataset.repartition` takes no resources, though
+    its operator does.
+    """
+    operator: Any = repartitioned._logical_plan.dag
+    operator.ray_remote_args["num_cpus"] = 0
+    return repartitioned
 
 
 def read_rows(

@@ -16,9 +16,6 @@ from typing import Any
 from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
 
-# CPUs kept for the short tasks that read manifests and gather shards: with every CPU in an
-# actor's hands they would wait for ever.
-_TASK_CPUS = 2
 # Pages of the object store count as memory of every process that has touched them.
 _OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -29,11 +26,12 @@ class Workers:
 
     preprocess: int
     encode: int
-    cpus: float
-    gpus: float
+    preprocess_cpus: float
+    encode_cpus: float
+    encode_gpus: float
 
     def __str__(self) -> str:
-        kind = "GPU" if self.gpus else "CPU"
+        kind = "GPU" if self.encode_gpus else "CPU"
         return f"{self.preprocess} preprocess and {self.encode} {kind} encoder actors"
 
 
@@ -86,8 +84,9 @@ def ray_running(*, verbose: bool) -> Iterator[None]:
 def _prepare_local() -> None:
     """What a local cluster takes from the environment, and must have before Ray is imported."""
     # Ray listens on every interface: without a token, whoever reaches them may run code here.
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "ray" not in sys.modules:  # Whoever imported it before us has settled this.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # glibc otherwise keeps what tensors of ever other sizes leave behind, in every thread's
     # arena: measured on 45 photos, 150 MB less at the peak for 5% of the encoder's time.
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
@@ -103,7 +102,7 @@ def _init(*, verbose: bool) -> None:
     if not in_cluster():
         options |= {
             "address": "local",
-            "num_cpus": len(os.sched_getaffinity(0)) + _TASK_CPUS,
+            "num_cpus": len(os.sched_getaffinity(0)),
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
@@ -147,18 +146,22 @@ def _resources() -> dict[str, float]:
 def plan_workers(config: EmbedConfig, device: ComputeDevice) -> Workers:
     """How the cluster's CPUs and GPUs are shared out; what the user says goes."""
     resources = _resources()
-    cpus = max(1.0, resources.get("CPU", 1) - _TASK_CPUS)
-    gpus = resources.get("GPU", 0.0)
+    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
     if device == "cuda":
-        encode = config.encoder_actors or max(1, int(gpus))
-        preprocess = config.preprocess_actors or max(1, int(cpus) - encode)
+        encode = config.encoder_actors or max(1, gpus)
+        preprocess = config.preprocess_actors or cpus
+        # A GPU's actor feeds it and little more: claiming a CPU could keep it off its machine.
+        cpu_actors, encode_cpus, encode_gpus = preprocess, 0.0, 1 / -(-encode // max(1, gpus))
     else:
-        encode = config.encoder_actors or max(1, int(cpus) // 2)
-        preprocess = config.preprocess_actors or max(1, int(cpus) - encode)
+        encode = config.encoder_actors or max(1, cpus // 2)
+        preprocess = config.preprocess_actors or max(1, cpus - encode)
+        cpu_actors, encode_cpus, encode_gpus = preprocess + encode, 1.0, 0.0
+    # More actors than CPUs share them, so many to each: any other share might fit on no machine.
+    share = 1 / -(-cpu_actors // cpus)
     return Workers(
         preprocess=preprocess,
         encode=encode,
-        # More actors than CPUs share them; Ray would wait for CPUs that never come.
-        cpus=min(1.0, cpus / (preprocess + encode)),
-        gpus=min(1.0, gpus / encode) if device == "cuda" else 0.0,
+        preprocess_cpus=share,
+        encode_cpus=min(encode_cpus, share),
+        encode_gpus=encode_gpus,
     )

@@ -1,7 +1,7 @@
 """What a run is asked to do: the options of the command line, validated, and their groups.
 
 `EmbedConfig` is the command line of `jobs.embed`. Its fields are of three kinds (see
-`pipeline.fingerprint`): *semantic* ones make the results what they are, *frozen* ones lay out
+`pipeline.identity`): *semantic* ones make the results what they are, *frozen* ones lay out
 the output, *free* ones may change from run to run. The stages take configs of their own.
 """
 
@@ -133,9 +133,9 @@ class EmbedConfig(InputConfig):
     device: Device = "auto"
     """Where the encoder runs; auto takes CUDA where there is one."""
     encoder_actors: Count = None
-    """Encoder processes; one a GPU, or one in all on CPUs, where not given."""
+    """Encoder processes; one a GPU, or one for every two CPUs, where not given."""
     preprocess_actors: Count = None
-    """Preprocessing processes; what CPUs are left where not given."""
+    """Preprocessing processes; one for every CPU that is left where not given."""
     token_budget: Count = None
     """Merged patches a forward pass; 16384 on CUDA, 1024 on a CPU where not given."""
     max_file_bytes: int = 512 * 2**20
