@@ -6,6 +6,7 @@ import contextlib
 import io
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn, TypeVar
@@ -37,6 +38,8 @@ def run(
             quiet()
         code = job(parsed)
     except PatchflowError as error:
+        if "--verbose" in sys.argv:
+            traceback.print_exc()
         print(f"patchflow {name}: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:

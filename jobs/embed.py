@@ -37,7 +37,7 @@ def print_summary(summary: Summary) -> None:
     rows += [
         ("pack fill", f"{summary.fill:.0%} of the token budget"),
         ("output", summary.output),
-        ("read it", f"duckdb -c \"FROM '{join(summary.output, 'embeddings/**/*.parquet')}'\""),
+        ("read it", f"pandas.read_parquet({join(summary.output, 'embeddings')!r})"),
     ]
     for name, value in rows:
         out.print(f"[bold]{name:>10}[/bold]  {value}")

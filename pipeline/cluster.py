@@ -102,7 +102,6 @@ def _init(*, verbose: bool) -> None:
     if not in_cluster():
         options |= {
             "address": "local",
-            "num_cpus": len(os.sched_getaffinity(0)),
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
@@ -111,7 +110,10 @@ def _init(*, verbose: bool) -> None:
         ray.init(**options)
     except Exception as error:  # Ray raises anything from ConnectionError to ValueError here.
         reason = " ".join(str(error).split())[:300]
-        raise ClusterError(f"Ray did not start: {reason}") from error
+        where = (
+            f"joining RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if in_cluster() else "starting Ray"
+        )
+        raise ClusterError(f"{where} failed: {reason}") from error
 
 
 def choose_device(device: Device) -> ComputeDevice:

@@ -26,13 +26,15 @@ _LIBRARIES = ("patchflow", "torch", "pillow", "numpy", "pyarrow", "ray")
 class CommitConfig:
     """What the stage needs to know.
 
-    `columns` are the caller's own, `rows` the items of each shard of this run, by id.
+    `columns` are the caller's own, `embedding` is the vectors' fixed_size_list type, `rows` the
+    items of each shard of this run, by id.
     """
 
     output: str
     shard_rows: int
     partition_by: tuple[str, ...]
     columns: tuple[str, ...]
+    embedding: pa.DataType
     rows: dict[str, int]
 
 
@@ -100,7 +102,8 @@ def commit_shard(block: pa.Table, config: CommitConfig) -> pa.Table:
     if storage.stat(place) is not None:
         return _record(storage.read(place))
     marker = _write(shard, items, config)
-    storage.write(place, marker.to_json())
+    if not storage.create(place, marker.to_json()):
+        return _record(storage.read(place))
     return _record(marker.to_json())
 
 
@@ -151,6 +154,8 @@ def _embeddings(shard: str, good: pa.Table, config: CommitConfig) -> pa.Table:
     parsed = layout.parse_shard(shard)
     assert parsed is not None
     good = good.append_column("generation", pa.array([parsed[0]] * good.num_rows, pa.int32()))
+    vectors = good["embedding"].cast(config.embedding)
+    good = good.set_column(good.schema.get_field_index("embedding"), "embedding", vectors)
     # Partition columns live in the folders' names: readers add them from there.
     own = [name for name in config.columns if name not in config.partition_by]
     return good.select([*schema.EMBEDDINGS, *own])

@@ -76,7 +76,7 @@ class InputConfig:
     partition_by: UseAppendAction[tuple[str, ...]] = ()
     """Column of the manifest that becomes folders of the output; may be given several times."""
     limit: Count = None
-    """Plan at most this many new items."""
+    """Look at the first so many items of the inputs only."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "shard_rows", "limit")

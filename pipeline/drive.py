@@ -9,17 +9,18 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import build, layout
+from pipeline import build, layout, schema
 from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.encode import EncodeConfig
-from pipeline.errors import EncoderError, ErrorRateError, PatchflowError
+from pipeline.errors import ErrorRateError, InternalError, PatchflowError, StorageError
 from pipeline.identity import Identity
 from pipeline.location import join
 from pipeline.manifest import Generation, Shard
 from pipeline.preprocess import PreprocessConfig
 from pipeline.progress import ProgressCounter, ProgressLine
+from pipeline.storage import storage_for
 from pipeline.summary import Summary
 
 _TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 1024, "cuda": 16384}
@@ -54,6 +55,7 @@ def drive(
         shard_rows=frozen.shard_rows,
         partition_by=frozen.partition_by,
         columns=tuple(frozen.columns),
+        embedding=schema.embedding_type(what.encoder.config.out_hidden_size, config.output_dtype),
         rows={shard.id: shard.rows for shard in shards},
     )
     line = ProgressLine(counter, items, workers=str(workers))
@@ -68,6 +70,7 @@ def drive(
             progress=counter,
         )
         for marker in markers:
+            _check_shared(config.output, marker.shard)
             summary.add(marker)
             done, failed = max(line.counts.items, summary.items), line.counts.failed
             if done >= _RATE_ITEMS:
@@ -102,6 +105,16 @@ def _counter(window: int) -> Any:
     return actor.remote(window)
 
 
+def _check_shared(output: str, shard: str) -> None:
+    """A marker that the driver cannot see was written to another machine's own disk."""
+    place = join(output, layout.marker(shard))
+    if storage_for(output).stat(place) is None:
+        raise StorageError(
+            f"{place} was written, but is not seen from here: --output must be on storage that "
+            "all machines share"
+        )
+
+
 def _check_rate(config: EmbedConfig, failed: int, items: int) -> None:
     if items and failed / items > config.max_error_rate:
         raise ErrorRateError(
@@ -126,6 +139,6 @@ def _told_in_a_line() -> Iterator[None]:
             inner = getattr(cause, "cause", None) or cause.__cause__
             cause = inner if isinstance(inner, BaseException) else None
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise EncoderError(
-            f"the run failed: {lines[-1] if lines else type(error).__name__}"
+        raise InternalError(
+            f"the run failed: {lines[-1] if lines else type(error).__name__}; --verbose tells more"
         ) from error

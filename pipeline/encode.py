@@ -188,10 +188,8 @@ class Encode:
             stored = vectors.astype(dtype)
         found = {name: rows[name].to_pylist() for name in schema.FAILURE.names}
         found["num_tokens"] = [None] * rows.num_rows
-        values = np.zeros((rows.num_rows, self._width), dtype)
         for item, row in enumerate(items):
             found["num_tokens"][row] = math.prod(grids[item]) // self._merged
-            values[row] = stored[item]
             failure = None
             if item in failures:
                 failure = ("encode", "encode_failed", failures[item], 1)
@@ -200,10 +198,11 @@ class Encode:
                 failure = ("encode", "not_finite", message, 1)
             for name, value in zip(schema.FAILURE.names, failure or (), strict=False):
                 found[name][row] = value
-        found["embedding"] = pa.FixedSizeListArray.from_arrays(values.reshape(-1), self._width)
+        widths = np.zeros(rows.num_rows + 1, np.int32)
+        widths[np.array(items, np.int64) + 1] = self._width
+        found["embedding"] = pa.ListArray.from_arrays(np.cumsum(widths), stored.reshape(-1))
         found["device"] = [self._device_name] * rows.num_rows
-        embedding = schema.embedding_type(self._width, self._config.output_dtype)
-        target = schema.encoded(rows.schema, embedding)
+        target = schema.encoded(rows.schema, pa.from_numpy_dtype(dtype))
         columns = [
             found.get(field.name, rows[field.name] if field.name in rows.column_names else None)
             for field in target

@@ -4,8 +4,7 @@ PatchflowError                one clear line for a person; `exit_code` for the s
 |- UsageError           (2)   the command cannot work as typed
 |- StorageError         (1)   storage, credentials or network failed; resumable
 |- ClusterError         (1)   Ray did not start, or could not be joined
-|- EncoderError         (1)   an encoder or its device failed; resumable
-|- InternalError        (1)   an invariant of ours does not hold; nothing was committed
+|- InternalError        (1)   an invariant of ours does not hold; shards stay open
 |- ErrorRateError        (3)   `--max-error-rate` was passed; resumable
 ItemError                     true of one item only: becomes its row in `errors/`
 """
@@ -35,12 +34,8 @@ class ClusterError(PatchflowError):
     """Ray did not start, or its cluster could not be joined."""
 
 
-class EncoderError(PatchflowError):
-    """An encoder or its device failed in a way that is no item's fault."""
-
-
 class InternalError(PatchflowError):
-    """A block is not what the design promises. Raised before anything is written."""
+    """An invariant of ours does not hold, or a stage has a bug; open shards stay open."""
 
 
 class ErrorRateError(PatchflowError):

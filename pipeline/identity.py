@@ -24,7 +24,7 @@ from encoder import (
 )
 from pipeline import layout
 from pipeline.config import ComputeDevice, ComputeDtype, EmbedConfig
-from pipeline.errors import ItemError, PatchflowError, StorageError, UsageError
+from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.location import digest, join
 from pipeline.storage import storage_for
 from processors import ImageOptions
@@ -200,10 +200,8 @@ def check_resumable(output: str, fields: dict[str, Any]) -> bool:
     try:
         run = json.loads(storage_for(output).read(place))
         version, old = run["schema_version"], dict(run["semantics"])
-    except ItemError as error:
-        if error.code == "not_found":
-            return False
-        raise
+    except FileNotFoundError:
+        return False
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(f"{place} is damaged: {error}") from error
     if version != SCHEMA_VERSION:

@@ -26,6 +26,11 @@ class PlanReport:
     skipped: Skipped = field(default_factory=Skipped)
 
     @property
+    def seen(self) -> int:
+        """Items of the inputs, planned before or now."""
+        return self.planned + self.unchanged
+
+    @property
     def planned(self) -> int:
         """Items of the new generation."""
         return self.new + self.changed
@@ -63,7 +68,7 @@ class Known:
         keep: list[int] = []
         self._db.execute("BEGIN")
         for row, (key, version) in enumerate(zip(ids, table["version"].to_pylist(), strict=True)):
-            if report.planned == limit:
+            if report.seen == limit:
                 break
             if self._plan(bytes.fromhex(key), version, report):
                 keep.append(row)

@@ -15,7 +15,7 @@ _SHARD = re.compile(r"g(\d{6})-(\d{8})")
 _GENERATION = re.compile(r"g(\d{6})\.json")
 
 # Hive's own word for a null, which every reader of partitioned tables knows.
-_NULL = "__HIVE_DEFAULT_PARTITION__"
+NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def encoder(digest: str) -> str:
@@ -66,4 +66,4 @@ def errors(shard: str) -> str:
 
 
 def _value(value: object) -> str:
-    return _NULL if value is None else quote(str(value), safe="")
+    return NULL if value is None else quote(str(value), safe="")

@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 from pipeline.errors import ItemError, StorageError
 from pipeline.location import local_path, local_uri
-from pipeline.objects import Fetched, ObjectInfo
+from pipeline.objects import Fetched, ObjectInfo, read_whole
 
-# Errors that say something of the disk, not of the one file that met them.
-_DISK_ERRORS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EMFILE}
+# Errors that are true of one name alone; any other says something of the disk.
+_NAME_ERRORS = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 
 # A writer that was killed leaves its temporary file; the name keeps it out of every listing.
 _PARTIAL = ".partial-"
@@ -70,7 +70,7 @@ class LocalStorage:
         except PermissionError:
             raise ItemError("access_denied", "the file may not be read") from None
         except OSError as error:
-            if error.errno in _DISK_ERRORS:
+            if error.errno not in _NAME_ERRORS:
                 raise StorageError(f"{uri}: {error.strerror}") from error
             raise ItemError("read_failed", str(error.strerror)) from None
         if after.version != before.version:
@@ -79,7 +79,7 @@ class LocalStorage:
 
     def read(self, uri: str) -> bytes:
         """The bytes of the whole file."""
-        return self.fetch(uri).data
+        return read_whole(self, uri)
 
     def open(self, uri: str) -> BinaryIO:
         """The file, open for reading."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+from pipeline.errors import ItemError, StorageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
@@ -63,7 +65,12 @@ class Storage(Protocol):
         """
 
     def read(self, uri: str) -> bytes:
-        """The bytes of `fetch`, in whatever version is there."""
+        """The bytes of an object of our own, in whatever version is there.
+
+        Raises:
+            FileNotFoundError: There is none.
+            StorageError: It cannot be read.
+        """
 
     def open(self, uri: str) -> BinaryIO:
         """A seekable reader that fetches ranges as they are asked for."""
@@ -76,3 +83,13 @@ class Storage(Protocol):
 
     def upload(self, uri: str, path: str) -> None:
         """Publish the local file `path` at `uri`, whole or not at all."""
+
+
+def read_whole(storage: Storage, uri: str) -> bytes:
+    """`Storage.read` by way of `fetch`: of our own objects, nothing is an item's fault."""
+    try:
+        return storage.fetch(uri).data
+    except ItemError as error:
+        if error.code == "not_found":
+            raise FileNotFoundError(uri) from None
+        raise StorageError(f"{uri}: {error.message}") from None

@@ -69,7 +69,7 @@ def plan(
             columns = _same_columns(columns, table, partition_by)
             ordered = table.select([*_CANDIDATE_NAMES, *columns])
             writer.add(known.fresh(ordered, report, config.limit))
-            if report.planned == config.limit:
+            if report.seen == config.limit:
                 break
         writer.close()
         report.shards = writer.shards
@@ -194,6 +194,8 @@ def _groups(rows: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[str
     members: dict[str, list[int]] = {}
     columns = [rows[name].to_pylist() for name in partition_by]
     for row, values in enumerate(zip(*columns, strict=True)):
+        if layout.NULL in values:
+            raise UsageError(f"--partition-by: the value {layout.NULL!r} stands for null")
         folder = layout.partition(dict(zip(partition_by, values, strict=True)))
         members.setdefault(folder, []).append(row)
     for folder, indices in members.items():

@@ -25,7 +25,8 @@ from processors import AspectRatioError, DecodeError, ImageOptions, decode_image
 # bytes that a call's memory stays small beside its output.
 _FETCHERS = 8
 _FETCHED_BYTES = 64 * 2**20
-_GUESSED_BYTES = 2**20
+# Of a file whose manifest says no size: a few of them fill the bound.
+_GUESSED_BYTES = _FETCHED_BYTES // 4
 
 
 @dataclass(frozen=True, kw_only=True)

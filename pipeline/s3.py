@@ -18,13 +18,14 @@ from fsspec.asyn import sync
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from pipeline.errors import ItemError, StorageError
-from pipeline.objects import Fetched, ObjectInfo
+from pipeline.objects import Fetched, ObjectInfo, read_whole
 
 # "standard" is botocore's exponential backoff with full jitter, for named transient errors.
 _CLIENT = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 10}
 
-# What one object's own permissions, or its cold storage class, say of that object alone.
-_OBJECT_REFUSED = {"AccessDenied", "AllAccessDisabled", "InvalidObjectState"}
+_FORBIDDEN = 403
+# The server does not take such a key; any other failure may pass, and is not the item's.
+_BAD_REQUEST = {400, 405, 414}
 
 
 class S3Storage:
@@ -34,6 +35,8 @@ class S3Storage:
         self._fs = s3fs.S3FileSystem(config_kwargs=_CLIENT, use_listings_cache=False)
         # s3fs would retry on top of botocore: five times five attempts hide an outage for minutes.
         self._fs.retries = 1
+        # Buckets of which this process has read an object.
+        self._readable: set[str] = set()
 
     def check_root(self, root: str) -> None:
         """The bucket must exist and answer; prefixes need no making."""
@@ -81,19 +84,26 @@ class S3Storage:
         try:
             with _s3(uri):
                 found = sync(self._fs.loop, self._get, bucket, key, max_bytes, match)
-                return cast(Fetched, found)
+            self._readable.add(bucket)
+            return cast(Fetched, found)
         except FileNotFoundError as error:
             if _code(error.__cause__) == "NoSuchBucket":
                 raise StorageError(str(error)) from error
             raise ItemError("not_found", "the object is gone") from None
         except StorageError as error:
-            code = _code(error.__cause__)
-            if code == "PreconditionFailed":
-                raise ItemError("version_changed", f"planned as version {version}") from None
-            if self._reachable(bucket):
-                refused = code in _OBJECT_REFUSED
-                raise ItemError("access_denied" if refused else "read_failed", str(error)) from None
+            self._blame_item(bucket, version, error)
             raise
+
+    def _blame_item(self, bucket: str, version: str | None, error: StorageError) -> None:
+        """Raises ItemError if `error` is true of one object; storage is at fault otherwise."""
+        code, status = _code(error.__cause__), _status(error.__cause__)
+        if code == "PreconditionFailed":
+            raise ItemError("version_changed", f"planned as version {version}, found another")
+        # Refused where others were not; were it the credentials, all would be.
+        if status == _FORBIDDEN and (bucket in self._readable or code == "InvalidObjectState"):
+            raise ItemError("access_denied", str(error))
+        if status in _BAD_REQUEST:
+            raise ItemError("read_failed", str(error))
 
     # botocore retries a request until its headers have come; a body that breaks off is ours.
     @retry(
@@ -118,16 +128,7 @@ class S3Storage:
 
     def read(self, uri: str) -> bytes:
         """The bytes of the whole object."""
-        return self.fetch(uri).data
-
-    def _reachable(self, bucket: str) -> bool:
-        # An object that cannot be read in a bucket that answers is the object's matter; in one
-        # that does not, storage or credentials are at fault and no item may be blamed.
-        try:
-            self._fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
-        except (OSError, BotoCoreError):
-            return False
-        return True
+        return read_whole(self, uri)
 
     def open(self, uri: str) -> BinaryIO:
         """A reader that fetches only the ranges asked for."""
@@ -179,6 +180,15 @@ def _code(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, ClientError):
             return str(error.response["Error"].get("Code"))
+        error = error.__cause__
+    return None
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind an exception of s3fs, where there is one."""
+    while error is not None:
+        if isinstance(error, ClientError):
+            return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
         error = error.__cause__
     return None
 

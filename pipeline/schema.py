@@ -61,9 +61,17 @@ def preprocessed(manifest: pa.Schema) -> pa.Schema:
 
 
 def encoded(preprocessed: pa.Schema, embedding: pa.DataType) -> pa.Schema:
-    """A row between Encode and the commit. `embedding` is fixed_size_list<float>[D]."""
+    """A row between Encode and the commit.
+
+    `embedding` is the values' type; the lists get their fixed size in the output, as of a fixed
+    size even a filling row would have D values.
+    """
     kept = [field for field in preprocessed if field.name != "patches"]
-    result = [("num_tokens", pa.int32()), ("embedding", embedding), ("device", pa.string())]
+    result = [
+        ("num_tokens", pa.int32()),
+        ("embedding", pa.list_(embedding)),
+        ("device", pa.string()),
+    ]
     return pa.schema([*kept, *_fields(result)])
 
 

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from pipeline import layout
 from pipeline.commit import Marker, Stored
-from pipeline.errors import ItemError
 from pipeline.location import digest, join
 from pipeline.manifest import Generation, Shard, committed, read_shard, shards_of
 from pipeline.status import markers, planned
@@ -130,7 +129,7 @@ def _check_vectors(good: pa.Table, widths: Counter[str]) -> Iterator[str]:
 def _read(output: str, stored: Stored) -> bytes | None:
     try:
         return storage_for(output).read(join(output, stored.name))
-    except ItemError:
+    except FileNotFoundError:
         return None
 
 

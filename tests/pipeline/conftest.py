@@ -128,10 +128,12 @@ def encoded_block() -> Callable[..., pa.Table]:
             "num_tokens": [None if n in codes else n + 1 for n in range(count)],
         }
         target = schema.encoded(
-            schema.preprocessed(rows.schema), schema.embedding_type(width, dtype)
+            schema.preprocessed(rows.schema), pa.from_numpy_dtype(np.dtype(dtype))
         )
-        numbers = np.repeat(np.arange(shard_rows, dtype=dtype), width)
-        vectors = pa.FixedSizeListArray.from_arrays(numbers, width)
+        vectors = [
+            [] if n in codes or n >= count else list(np.full(width, n, dtype))
+            for n in range(shard_rows)
+        ]
         columns = []
         for field in target:
             if field.name == "embedding":
@@ -149,15 +151,18 @@ def encoded_block() -> Callable[..., pa.Table]:
 
 
 @pytest.fixture(scope="session")
-def commit_config() -> Callable[[str, Generation], CommitConfig]:
+def commit_config() -> Callable[..., CommitConfig]:
     """The commit stage's configuration for all shards of a generation."""
 
-    def config(output: str, generation: Generation) -> CommitConfig:
+    def config(
+        output: str, generation: Generation, width: int = 4, dtype: str = "float32"
+    ) -> CommitConfig:
         return CommitConfig(
             output=output,
             shard_rows=generation.shard_rows,
             partition_by=generation.partition_by,
             columns=tuple(generation.columns),
+            embedding=schema.embedding_type(width, dtype),
             rows={shard.id: shard.rows for shard in shards_of(generation, without=set())},
         )
 
@@ -167,7 +172,7 @@ def commit_config() -> Callable[[str, Generation], CommitConfig]:
 @pytest.fixture
 def commit(
     encoded_block: Callable[..., pa.Table],
-    commit_config: Callable[[str, Generation], CommitConfig],
+    commit_config: Callable[..., CommitConfig],
 ) -> Callable[..., list[Marker]]:
     """Commits shards of a generation with made-up vectors; `failed` is by row within a shard."""
 
@@ -179,7 +184,7 @@ def commit(
         width: int = 4,
     ) -> list[Marker]:
         shards = list(shards_of(generation, without=set()))
-        config = commit_config(output, generation)
+        config = commit_config(output, generation, width)
         markers = []
         for shard in shards if indices is None else [shards[index] for index in indices]:
             rows = read_shard(output, shard)

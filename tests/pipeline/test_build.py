@@ -21,7 +21,9 @@ def limits(max_pixels: int) -> PreprocessConfig:
 
 
 def workers(preprocess: int, encode: int = 1) -> Workers:
-    return Workers(preprocess=preprocess, encode=encode, cpus=1.0, gpus=0.0)
+    return Workers(
+        preprocess=preprocess, encode=encode, preprocess_cpus=1, encode_cpus=1, encode_gpus=0
+    )
 
 
 @given(
@@ -72,7 +74,7 @@ def test_a_callers_column_of_any_type_survives_nesting(
     ("max_pixels", "items", "preprocess", "rows"),
     [
         (2 * 28 * 28, 100_000, 2, 64),  # Small images: the most there is.
-        (2 * 2**22, 100_000, 2, 21),  # 12 MiB of patches an image, 256 MiB a block.
+        (2 * 2**22, 100_000, 2, 5),  # 12 MiB of patches an image, 64 MiB a block.
         (2 * 2**30, 100_000, 2, 1),  # One image is more than a block should be.
         (2 * 28 * 28, 80, 2, 10),  # Few items: four blocks for every actor.
         (2 * 28 * 28, 1, 8, 1),
@@ -101,5 +103,5 @@ def test_the_window_holds_work_for_every_actor_and_one_shard_more(
 
 def test_a_cluster_of_workers_is_said_in_words() -> None:
     assert str(workers(3)) == "3 preprocess and 1 CPU encoder actors"
-    gpu = Workers(preprocess=12, encode=2, cpus=1.0, gpus=1.0)
+    gpu = Workers(preprocess=12, encode=2, preprocess_cpus=1, encode_cpus=0, encode_gpus=1)
     assert str(gpu) == "12 preprocess and 2 GPU encoder actors"

@@ -338,7 +338,7 @@ def test_half_precision_is_stored_as_such(
     generation = planned(output)
     shard = next(iter(shards_of(generation, without=set())))
     block = encoded_block(read_shard(output, shard), 3, dtype="float16")
-    commit_shard(block, commit_config(output, generation))
+    commit_shard(block, commit_config(output, generation, dtype="float16"))
     found = pq.read_table(f"{output}/embeddings")
     assert found.schema.field("embedding").type == pa.list_(pa.float16(), 4)
     assert [float(row[0]) for row in found["embedding"].to_pylist()] == [0.0, 1.0, 2.0]

@@ -149,14 +149,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     monkeypatch.setattr(os, "fstat", append_after_the_first_look)
     with pytest.raises(ItemError) as caught:
-        store.read(str(path))
+        store.fetch(str(path))
     assert caught.value.code == "version_changed"
 
 
 def test_a_folder_is_no_object(store: LocalStorage, tmp_path: Path) -> None:
     assert store.stat(str(tmp_path)) is None
     with pytest.raises(ItemError) as caught:
-        store.read(str(tmp_path))
+        store.fetch(str(tmp_path))
     assert caught.value.code == "read_failed"
 
 
@@ -164,7 +164,7 @@ def test_a_name_below_a_file_is_not_there(store: LocalStorage, tmp_path: Path) -
     (tmp_path / "x").write_bytes(b"")
     assert store.stat(f"{tmp_path}/x/y") is None
     with pytest.raises(ItemError) as caught:
-        store.read(f"{tmp_path}/x/y")
+        store.fetch(f"{tmp_path}/x/y")
     assert caught.value.code == "not_found"
 
 
@@ -173,7 +173,7 @@ def test_a_name_that_no_disk_can_hold_is_an_error_of_that_item(
     store: LocalStorage, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(ItemError):
-        store.read(f"{tmp_path}/{name}")
+        store.fetch(f"{tmp_path}/{name}")
 
 
 def test_a_broken_disk_is_no_items_fault(

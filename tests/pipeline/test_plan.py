@@ -231,14 +231,14 @@ def test_an_item_that_is_named_twice_is_planned_once(tmp_path: Path, freeze: Fre
     assert generation is not None and generation.rows == 1
 
 
-def test_a_limit_takes_the_first_items_and_the_next_run_the_next(
+def test_a_limit_takes_the_first_items_and_the_same_command_no_more(
     tmp_path: Path, write_manifest: WriteManifest, freeze: Freeze
 ) -> None:
     location = write_manifest({"uri": [f"/{n}.jpg" for n in range(5)]})
     output = str(tmp_path / "out")
     found = []
-    for _ in range(4):
-        _, generation = freeze(output, location, limit=2)
+    for limit in (2, 2, 4, 9):
+        _, generation = freeze(output, location, limit=limit)
         if generation is not None:
             found.append([row["uri"] for rows in rows_of(output, generation) for row in rows])
     assert found == [["/0.jpg", "/1.jpg"], ["/2.jpg", "/3.jpg"], ["/4.jpg"]]

@@ -44,7 +44,7 @@ def test_a_version_in_the_name_is_part_of_the_key(s3_media: str) -> None:
 def test_a_key_that_the_server_refuses_is_an_error_of_that_item(s3_media: str) -> None:
     # SeaweedFS takes no `..`; that it was asked for one shows that the key went out as it was.
     with pytest.raises(ItemError, match="InvalidRequest") as caught:
-        storage_for(s3_media).read(f"{s3_media}/a/../x.jpg")
+        storage_for(s3_media).fetch(f"{s3_media}/a/../x.jpg")
     assert caught.value.code == "read_failed"
 
 

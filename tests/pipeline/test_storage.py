@@ -182,7 +182,7 @@ def test_what_is_not_there_is_not_found(root: str) -> None:
     store.write(f"{root}/x", b"")
     assert store.stat(f"{root}/y") is None
     with pytest.raises(ItemError) as caught:
-        store.read(f"{root}/y")
+        store.fetch(f"{root}/y")
     assert caught.value.code == "not_found"
     with pytest.raises(FileNotFoundError):
         store.open(f"{root}/y")
