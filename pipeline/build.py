@@ -65,32 +65,8 @@ def run(
     progress: ActorHandle[Any],
 ) -> Iterator[Marker]:
     """Embeds and commits `shards`, in order; yields each one's marker once it is written."""
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = None  # A call's output is one block, replayed or not.
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True
-
-    def actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
-        return ray.data.ActorPoolStrategy(
-            size=size,
-            max_tasks_in_flight_per_actor=_IN_FLIGHT,
-            max_concurrent_calls_per_actor=calls,
-            enable_true_multi_threading=calls > 1,
-        )
-
-    # One shard's number a block; a task reads its rows when the gate opens.
-    numbers = [{"id": number} for number in range(len(shards))]
-    source = ray.data.from_items(numbers, override_num_blocks=len(shards))
-    rows = source.map_batches(
-        partial(
-            read_rows, shards=shards, commit=commit, rows_a_block=rows_a_block, progress=progress
-        ),
-        batch_size=None,
-        num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=1),
-    )
-    rows = _without_cpus(rows.repartition(target_num_rows_per_block=1))
+    _configure()
+    rows = _source(shards, commit, rows_a_block, progress)
     # One block in, one block out. `memory` also keeps the engine from fusing this with the
     # source, which would make one call of a whole shard.
     patches = rows.map_batches(
@@ -98,7 +74,7 @@ def run(
         fn_constructor_args=(preprocess,),
         batch_size=None,
         batch_format="pyarrow",
-        compute=actors(workers.preprocess, calls=2),
+        compute=_actors(workers.preprocess, calls=2),
         num_cpus=workers.preprocess_cpus,
         memory=_GIB,
     )
@@ -109,15 +85,16 @@ def run(
         fn_constructor_args=(encode, progress),
         batch_size=None,
         batch_format="pyarrow",
-        compute=actors(workers.encode, calls=2 if workers.encode_gpus else 1),
+        compute=_actors(workers.encode, calls=2 if workers.encode_gpus else 1),
         num_cpus=workers.encode_cpus,
         num_gpus=workers.encode_gpus,
         memory=_GIB + 1,
     )
-    # Many blocks in, one block a shard out, then one tiny row.
+    # Many blocks in, one block a shard out.
     blocks = _without_cpus(
         vectors.repartition(target_num_rows_per_block=commit.shard_rows, strict=True)
     )
+    # One block in, one tiny row out. Writing waits for storage, not for a CPU.
     markers = blocks.map_batches(
         partial(commit_shard, config=commit),
         batch_size=None,
@@ -125,6 +102,44 @@ def run(
         num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=4),
     )
+    yield from _committed(markers, progress)
+
+
+def _configure() -> None:
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = None  # A call's output is one block, replayed or not.
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+
+
+def _source(
+    shards: list[Shard], commit: CommitConfig, rows_a_block: int, progress: ActorHandle[Any]
+) -> ray.data.Dataset:
+    """The shards' manifest rows, a few a block: one task at a time, as the gate opens."""
+    numbers = [{"id": number} for number in range(len(shards))]
+    nested = ray.data.from_items(numbers, override_num_blocks=len(shards)).map_batches(
+        partial(
+            read_rows, shards=shards, commit=commit, rows_a_block=rows_a_block, progress=progress
+        ),
+        batch_size=None,
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=1),
+    )
+    return _without_cpus(nested.repartition(target_num_rows_per_block=1))
+
+
+def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
+    """A pool of `size` actors, each of which takes `calls` at once."""
+    return ray.data.ActorPoolStrategy(
+        size=size,
+        max_tasks_in_flight_per_actor=_IN_FLIGHT,
+        max_concurrent_calls_per_actor=calls,
+        enable_true_multi_threading=calls > 1,
+    )
+
+
+def _committed(markers: ray.data.Dataset, progress: ActorHandle[Any]) -> Iterator[Marker]:
     # Without prefetching: a marker that waits for the next one would keep the gate shut.
     for batch in markers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         table: pa.Table = batch

@@ -50,14 +50,6 @@ def drive(
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(preprocess, items, workers)
     counter = _counter(build.window(rows_a_block, frozen.shard_rows, workers))
-    commit = CommitConfig(
-        output=config.output,
-        shard_rows=frozen.shard_rows,
-        partition_by=frozen.partition_by,
-        columns=tuple(frozen.columns),
-        embedding=schema.embedding_type(what.encoder.config.out_hidden_size, config.output_dtype),
-        rows={shard.id: shard.rows for shard in shards},
-    )
     line = ProgressLine(counter, items, workers=str(workers))
     with _told_in_a_line(), line:
         markers = build.run(
@@ -65,7 +57,7 @@ def drive(
             rows_a_block=rows_a_block,
             preprocess=preprocess,
             encode=_encode_config(config, what),
-            commit=commit,
+            commit=_commit_config(config, what, shards, frozen),
             workers=workers,
             progress=counter,
         )
@@ -79,6 +71,19 @@ def drive(
     _check_rate(config, summary.failed, summary.items)
     summary.fill = line.counts.fill
     summary.steady_items_s = line.steady_items_s
+
+
+def _commit_config(
+    config: EmbedConfig, what: Identity, shards: list[Shard], frozen: Generation
+) -> CommitConfig:
+    return CommitConfig(
+        output=config.output,
+        shard_rows=frozen.shard_rows,
+        partition_by=frozen.partition_by,
+        columns=tuple(frozen.columns),
+        embedding=schema.embedding_type(what.encoder.config.out_hidden_size, config.output_dtype),
+        rows={shard.id: shard.rows for shard in shards},
+    )
 
 
 def _encode_config(config: EmbedConfig, what: Identity) -> EncodeConfig:
