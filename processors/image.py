@@ -140,7 +140,7 @@ class _ImageProcessor:
     @classmethod
     def _checked(cls, options: ImageOptions) -> ImageOptions:
         """Refuses what this class cannot do."""
-        raise NotImplementedError
+        raise NotImplementedError  # Each class has its own.
 
     def _cut(
         self, image: NDArray[Any], options: ImageOptions
