@@ -43,7 +43,7 @@ def show() -> None:
             str(row["height"]),
             " ".join(map(str, row["grid_thw"])),
             str(row["num_tokens"]),
-            f"{vector[0]:+.3f} {vector[1]:+.3f} ... {len(vector)} in all",
+            f"{vector[0]:+.3f} {vector[1]:+.3f} ... ({len(vector)})",
         )
     console = Console(highlight=False)
     console.print(f"\nthe first {ROWS} of {found.count_rows()} rows of {OUTPUT}/embeddings")
