@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from encoder.attention import Segments
     from encoder.load import load_encoder
     from encoder.model import EncoderOutput, Glm4vVisionModel
-    from encoder.packing import Segment, cu_seqlens, fill_ratio, plan_packs, segments_of
+    from encoder.packing import Segment, capacity, cu_seqlens, fill_ratio, plan_packs, segments_of
     from encoder.presets import preset_digest, random_tensors
     from encoder.safetensors_file import CheckpointError
     from encoder.weights import (
@@ -36,6 +36,7 @@ __all__ = [
     "Segment",
     "Segments",
     "VisionTensors",
+    "capacity",
     "checkpoint_digest",
     "cu_seqlens",
     "fill_ratio",
@@ -57,6 +58,7 @@ _HOME = {
     "Segment": "packing",
     "Segments": "attention",
     "VisionTensors": "weights",
+    "capacity": "packing",
     "checkpoint_digest": "weights",
     "cu_seqlens": "packing",
     "fill_ratio": "packing",

@@ -88,14 +88,18 @@ def plan_packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return packs
 
 
-def fill_ratio(packs: Iterable[Sequence[int]], lengths: Sequence[int], budget: int) -> float:
+def capacity(packs: Iterable[Sequence[int]], lengths: Sequence[int], budget: int) -> int:
+    """Returns what the packs could hold: the budget each, an oversize pack its own size."""
+    return sum(max(budget, sum(lengths[index] for index in pack)) for pack in packs)
+
+
+def fill_ratio(packs: Sequence[Sequence[int]], lengths: Sequence[int], budget: int) -> float:
     """Returns the share of the budget that the packs use, in 0..1.
 
     An oversize pack counts as full. No packs waste nothing: 1.0.
     """
-    sizes = [sum(lengths[index] for index in pack) for pack in packs]
-    capacity = sum(max(size, budget) for size in sizes)
-    return sum(sizes) / capacity if capacity else 1.0
+    used = sum(lengths[index] for pack in packs for index in pack)
+    return used / capacity(packs, lengths, budget) if packs else 1.0
 
 
 def cu_seqlens(lengths: Iterable[int]) -> list[int]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encoder import Segment, plan_packs, segments_of
+from encoder import Segment, capacity, plan_packs, segments_of
 from pipeline import schema
 from pipeline.config import ComputeDevice, ComputeDtype, Features, OutputDtype, Pool
 
@@ -92,11 +92,9 @@ class Encode:
         sliced = [_slice(patches[s.item], s, grids[s.item][0]) for s in segments]
         lengths = [segment.num_patches // self._merged for segment in segments]
         packs = plan_packs(lengths, self._config.token_budget) if lengths else []
-        for pack in packs:
-            size = sum(lengths[index] for index in pack)
-            counts.packs += 1
-            counts.tokens += size
-            counts.capacity += max(size, self._config.token_budget)
+        counts.packs += len(packs)
+        counts.tokens += sum(lengths)
+        counts.capacity += capacity(packs, lengths, self._config.token_budget)
         pooled = np.zeros((len(segments), self._width), np.float32)
         failures: dict[int, str] = {}
         with self._running:
