@@ -41,9 +41,8 @@ class EncodeConfig:
 
 @dataclass
 class _PackCounts:
-    """Forward passes, what they held and what they could have held, in tokens."""
+    """What forward passes held and could have held, in tokens."""
 
-    packs: int = 0
     tokens: int = 0
     capacity: int = 0
 
@@ -92,7 +91,6 @@ class Encode:
         sliced = [_slice(patches[s.item], s, grids[s.item][0]) for s in segments]
         lengths = [segment.num_patches // self._merged for segment in segments]
         packs = plan_packs(lengths, self._config.token_budget) if lengths else []
-        counts.packs += len(packs)
         counts.tokens += sum(lengths)
         counts.capacity += capacity(packs, lengths, self._config.token_budget)
         pooled = np.zeros((len(segments), self._width), np.float32)
@@ -216,7 +214,6 @@ class Encode:
             items=pc.sum(real).as_py(),
             failed=failed,
             tokens=counts.tokens,
-            packs=counts.packs,
             capacity=counts.capacity,
         )
 

@@ -34,7 +34,6 @@ class Counts:
     items: int = 0
     failed: int = 0
     tokens: int = 0
-    packs: int = 0
     capacity: int = 0
 
     @property
