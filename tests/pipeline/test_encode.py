@@ -368,14 +368,14 @@ class Counter:
         self.calls.append(counts)
 
 
-def test_progress_hears_of_items_failures_tokens_and_packs(
+def test_progress_hears_of_items_failures_tokens_and_capacity(
     preprocessed: Callable[..., pa.Table],
 ) -> None:
     progress: Any = Counter()
     encode = Encode(EncodeConfig(**{**DEFAULTS, "token_budget": 8}), progress)
     encode(preprocessed([(1, 2, 2), None, (1, 4, 8), (1, 8, 8)], filling=3))
     # Packs of 16 (over the budget, full by itself), 8 and 1 token.
-    assert progress.calls == [{"items": 4, "failed": 1, "tokens": 25, "packs": 3, "capacity": 32}]
+    assert progress.calls == [{"items": 4, "failed": 1, "tokens": 25, "capacity": 32}]
 
 
 def test_a_seed_makes_the_vectors_what_they_are(preprocessed: Callable[..., pa.Table]) -> None:
