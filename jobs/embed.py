@@ -29,6 +29,7 @@ def print_summary(summary: Summary) -> None:
         ("embedded", f"{summary.embedded:,} items, {summary.tokens:,} tokens"),
         ("failed", _failures(summary)),
         ("shards", f"{summary.shards:,} committed"),
+        *([("of them", _elsewhere(summary))] if summary.shards_elsewhere else []),
         ("time", f"{summary.seconds:.1f} s, {summary.items / summary.seconds:,.1f} items/s"),
     ]
     if summary.steady_items_s:
@@ -46,6 +47,13 @@ def print_summary(summary: Summary) -> None:
             f"[bold yellow]   WARNING[/bold yellow]  the {summary.encoder.location!r} preset has "
             "RANDOM weights: these vectors mean nothing; give --encoder a checkpoint"
         )
+
+
+def _elsewhere(summary: Summary) -> str:
+    return (
+        f"{summary.shards_elsewhere:,} by another run on this output: nothing is harmed, but work "
+        "was done twice; give each driver its own --shards"
+    )
 
 
 def _failures(summary: Summary) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from jobs import console
 from pipeline.config import PlanConfig
 from pipeline.errors import UsageError
-from pipeline.manifest import generations
-from pipeline.plan import plan
+from pipeline.plan import plan, plan_next
 from pipeline.storage import output_root
 
 
@@ -17,14 +16,17 @@ def job(config: PlanConfig) -> int:
     if not config.inputs:
         raise UsageError("name an INPUT: a folder, a glob, an s3:// prefix or a Parquet manifest")
     output = output_root(config.output) if config.output else None
-    report, generation = plan(config, output, generations(output) if output else [])
+    if output is None:
+        report, _ = plan(config, None, [])
+    else:
+        report, planned = plan_next(config, output)
     console.print_plan(report)
     if report.planned == 0:
         print("nothing to plan")
-    elif generation is not None:
-        print(f"frozen as generation {generation.number} of {output}")
-    else:
+    elif output is None:
         print("nothing was written; --output OUT freezes the plan")
+    else:
+        print(f"frozen as generation {planned[-1].number} of {output}")
     return 0
 
 

@@ -27,9 +27,10 @@ import ray.data
 from ray.actor import ActorHandle
 
 from pipeline.cluster import Workers
-from pipeline.commit import CommitConfig, Marker, commit_shard
+from pipeline.commit import CommitConfig, commit_shard
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.manifest import Shard, read_shard
+from pipeline.marker import Marker
 from pipeline.preprocess import Preprocess, PreprocessConfig
 
 _GIB = 2**30

@@ -1,11 +1,31 @@
-"""The last stage: one block in, one shard out. Data first, marker last."""
+"""The last stage: one block in, one shard committed; by whomever, and however often.
+
+A shard may be committed by several writers at once: a task that the engine repeats, a second
+driver, a worker whose machine was thought dead and which wakes up an hour later. No storage
+changes two objects at once or tells a writer that it is late, so this is the protocol:
+
+1. A shard that has a marker is done; nothing is written.
+2. Create the *intent*: one object that holds every byte of the shard. Creation is exclusive, so
+   one writer decides what the shard is; all others take what it decided and drop their own.
+3. Look for the marker once more. If it is there, the intent is a late writer's, made after the
+   deciding one was deleted; it is never published.
+4. Write the objects out of the intent, whole, over whatever is there.
+5. Create the marker, which names them with their checksums.
+6. Delete the intent.
+
+Why each order matters. 2 before 4: whoever writes an object, however late, writes the decided
+bytes, so no object ever differs from its marker. 4 before 5: a marker promises what is already
+there. 5 before 6: while a shard has no marker its intent stays, so nobody can decide again. 2
+before 3: an intent that was created after 6 was created after 5, so its maker finds the marker.
+A crash between any two steps leaves an open shard, which is simply done again, or an intent
+beside a marker, which `recover` deletes; it also finishes what was decided and left open.
+"""
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -14,12 +34,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import layout, schema
-from pipeline.errors import InternalError
-from pipeline.location import digest, join
+from pipeline.errors import InternalError, StorageError
+from pipeline.location import DIGEST_BYTES, digest, join
+from pipeline.marker import Marker, Stored
 from pipeline.storage import storage_for
 
 # What a shard's bits may depend on, recorded in its marker.
 _LIBRARIES = ("patchflow", "torch", "pillow", "numpy", "pyarrow", "ray")
+# An intent can vanish between its creation and its reading, at most as often as it is deleted.
+_ROUNDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +50,12 @@ class CommitConfig:
     """What the stage needs to know.
 
     `columns` are the caller's own, `embedding` is the vectors' fixed_size_list type, `rows` the
-    items of each shard of this run, by id.
+    items of each shard of this run, by id. `run` and `fingerprint` go into the markers.
     """
 
     output: str
+    run: str
+    fingerprint: str
     shard_rows: int
     partition_by: tuple[str, ...]
     columns: tuple[str, ...]
@@ -38,73 +63,128 @@ class CommitConfig:
     rows: dict[str, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """One object of a shard: its name below the output, size and 128-bit blake2b."""
-
-    name: str
-    rows: int
-    size_bytes: int
-    checksum: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Marker:
-    """What a marker says of its shard."""
-
-    shard: str
-    rows: int
-    embedded: int
-    failed: int
-    errors: dict[str, int]
-    tokens: int
-    objects: list[Stored]
-    device: str
-    versions: dict[str, str]
-    committed_at: str
-
-    def to_json(self) -> bytes:
-        """One JSON object."""
-        return json.dumps(asdict(self), indent=1).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Marker:
-        """The marker that `to_json` wrote.
-
-        Raises:
-            ValueError: It is no such thing.
-        """
-        try:
-            raw = json.loads(data)
-            raw["objects"] = [Stored(**stored) for stored in raw["objects"]]
-            return cls(**raw)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"no marker: {error}") from error
-
-
 def commit_shard(block: pa.Table, config: CommitConfig) -> pa.Table:
-    """Writes a shard's objects and then its marker; a shard that has one is left as it is.
+    """Commits a shard; one that has a marker is left as it is.
 
     Args:
         block: One shard's `schema.encoded` rows, filled up to `shard_rows` with empty ones.
         config: Where to, and what is expected.
 
     Returns:
-        One row: `marker`, the shard's marker as JSON.
+        One row: `marker`, the shard's marker as JSON, whoever decided it.
 
     Raises:
         InternalError: The block is not exactly one shard; nothing is written.
         StorageError: Storage failed; the shard stays open.
     """
     shard, items = _check(block, config)
-    storage = storage_for(config.output)
-    place = join(config.output, layout.marker(shard))
-    if storage.stat(place) is not None:
-        return _record(storage.read(place))
-    marker = _write(shard, items, config)
-    if not storage.create(place, marker.to_json()):
-        return _record(storage.read(place))
-    return _record(marker.to_json())
+    intent: bytes | None = None
+    for _ in range(_ROUNDS):
+        marker = _read(config.output, layout.marker(shard))
+        if marker is None:
+            if intent is None:
+                intent = _intent(shard, items, config)
+            place = join(config.output, layout.intent(shard))
+            mine = storage_for(config.output).create(place, intent)
+            marker = _finish(config.output, shard, intent if mine else None)
+        if marker is not None:
+            return pa.table({"marker": pa.array([marker], pa.binary())})
+    raise StorageError(f"{config.output}: {shard} is decided and undone over and over")
+
+
+def recover(output: str, done: set[str]) -> set[str]:
+    """Finishes what was decided and left open, and deletes the intents of `done` shards.
+
+    Returns:
+        The shards that this has committed.
+    """
+    try:
+        listing = list(storage_for(output).list(join(output, layout.INTENTS)))
+    except FileNotFoundError:
+        return set()
+    names = {info.uri.rsplit("/", 1)[1].removesuffix(layout.INTENT_SUFFIX) for info in listing}
+    found = {name for name in names if layout.parse_shard(name)}
+    return {shard for shard in sorted(found) if _finish(output, shard)} - done
+
+
+def _finish(output: str, shard: str, intent: bytes | None = None) -> bytes | None:
+    """Steps 3 to 6; None where the intent is gone: whoever deleted it has finished."""
+    storage = storage_for(output)
+    intent = intent or _read(output, layout.intent(shard))
+    if intent is None:
+        return None
+    objects = _unpack(intent, join(output, layout.intent(shard)))
+    marker = _read(output, layout.marker(shard))
+    if marker is None:
+        place, marker = objects.popitem()
+        for name, data in objects.items():
+            storage.write(join(output, name), data)
+        storage.create(join(output, place), marker)
+    storage.delete(join(output, layout.intent(shard)))
+    return marker
+
+
+def _read(output: str, name: str) -> bytes | None:
+    try:
+        return storage_for(output).read(join(output, name))
+    except FileNotFoundError:
+        return None
+
+
+def _intent(shard: str, items: pa.Table, config: CommitConfig) -> bytes:
+    """Everything that a shard is, in the order in which it is published: the marker last."""
+    failed = pc.is_valid(items["error_code"])
+    good, bad = items.filter(pc.invert(failed)), items.filter(failed)
+    values = {name: items[name][0].as_py() for name in config.partition_by}
+    tables = {
+        layout.embeddings(shard, values): _embeddings(shard, good, config),
+        layout.errors(shard): bad.select(schema.ERRORS.names),
+    }
+    objects = {name: _parquet(table) for name, table in tables.items()}
+    marker = Marker(
+        shard=shard,
+        run=config.run,
+        fingerprint=config.fingerprint,
+        partition={n: None if value is None else str(value) for n, value in values.items()},
+        rows=items.num_rows,
+        embedded=good.num_rows,
+        failed=bad.num_rows,
+        errors=dict(sorted(Counter(bad["error_code"].to_pylist()).items())),
+        tokens=pc.sum(good["num_tokens"]).as_py() or 0,
+        objects=[_stored(name, tables[name].num_rows, data) for name, data in objects.items()],
+        device=", ".join(sorted(set(items["device"].to_pylist()))),
+        versions={"python": platform.python_version(), **_versions()},
+        committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return _pack(objects | {layout.marker(shard): marker.to_json()})
+
+
+def _pack(objects: dict[str, bytes]) -> bytes:
+    """An Arrow stream of names and contents, led by the digest of the rest."""
+    table = pa.table(
+        {
+            "name": pa.array(objects.keys(), pa.string()),
+            "data": pa.array(objects.values(), pa.large_binary()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return digest(data).encode() + data
+
+
+def _unpack(intent: bytes, place: str) -> dict[str, bytes]:
+    """The inverse of `_pack`, in the same order.
+
+    Raises:
+        StorageError: It is damaged.
+    """
+    checksum, data = intent[: 2 * DIGEST_BYTES], intent[2 * DIGEST_BYTES :]
+    if digest(data).encode() != checksum:
+        raise StorageError(f"{place} is damaged; delete it and run the same command again")
+    table = pa.ipc.open_stream(data).read_all()
+    return dict(zip(table["name"].to_pylist(), table["data"].to_pylist(), strict=True))
 
 
 def _check(block: pa.Table, config: CommitConfig) -> tuple[str, pa.Table]:
@@ -128,28 +208,6 @@ def _check(block: pa.Table, config: CommitConfig) -> tuple[str, pa.Table]:
     return shards[0], items
 
 
-def _write(shard: str, items: pa.Table, config: CommitConfig) -> Marker:
-    failed = pc.is_valid(items["error_code"])
-    good, bad = items.filter(pc.invert(failed)), items.filter(failed)
-    partition = {name: items[name][0].as_py() for name in config.partition_by}
-    objects = [
-        _put(config.output, layout.embeddings(shard, partition), _embeddings(shard, good, config)),
-        _put(config.output, layout.errors(shard), bad.select(schema.ERRORS.names)),
-    ]
-    return Marker(
-        shard=shard,
-        rows=items.num_rows,
-        embedded=good.num_rows,
-        failed=bad.num_rows,
-        errors=dict(sorted(Counter(bad["error_code"].to_pylist()).items())),
-        tokens=pc.sum(good["num_tokens"]).as_py() or 0,
-        objects=objects,
-        device=", ".join(sorted(set(items["device"].to_pylist()))),
-        versions={"python": platform.python_version(), **_versions()},
-        committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
 def _embeddings(shard: str, good: pa.Table, config: CommitConfig) -> pa.Table:
     parsed = layout.parse_shard(shard)
     assert parsed is not None
@@ -161,16 +219,15 @@ def _embeddings(shard: str, good: pa.Table, config: CommitConfig) -> pa.Table:
     return good.select([*schema.EMBEDDINGS, *own])
 
 
-def _put(output: str, name: str, table: pa.Table) -> Stored:
+def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
-    storage_for(output).write(join(output, name), data)
-    return Stored(name=name, rows=table.num_rows, size_bytes=len(data), checksum=digest(data))
+    found: bytes = sink.getvalue().to_pybytes()
+    return found
 
 
-def _record(marker: bytes) -> pa.Table:
-    return pa.table({"marker": pa.array([marker], pa.binary())})
+def _stored(name: str, rows: int, data: bytes) -> Stored:
+    return Stored(name=name, rows=rows, size_bytes=len(data), checksum=digest(data))
 
 
 def _versions() -> dict[str, str]:

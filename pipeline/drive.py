@@ -15,7 +15,7 @@ from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ErrorRateError, InternalError, PatchflowError, StorageError
-from pipeline.identity import Identity
+from pipeline.identity import Identity, fingerprint
 from pipeline.location import join
 from pipeline.manifest import Generation, Shard
 from pipeline.preprocess import PreprocessConfig
@@ -57,7 +57,7 @@ def drive(
             rows_a_block=rows_a_block,
             preprocess=preprocess,
             encode=_encode_config(config, what),
-            commit=_commit_config(config, what, shards, frozen),
+            commit=_commit_config(config, what, shards, frozen, summary.run),
             workers=workers,
             progress=counter,
         )
@@ -74,10 +74,12 @@ def drive(
 
 
 def _commit_config(
-    config: EmbedConfig, what: Identity, shards: list[Shard], frozen: Generation
+    config: EmbedConfig, what: Identity, shards: list[Shard], frozen: Generation, run: str
 ) -> CommitConfig:
     return CommitConfig(
         output=config.output,
+        run=run,
+        fingerprint=fingerprint(what.semantics),
         shard_rows=frozen.shard_rows,
         partition_by=frozen.partition_by,
         columns=tuple(frozen.columns),

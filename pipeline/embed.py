@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
 from pipeline.cluster import choose_device, in_cluster, ray_running
+from pipeline.commit import recover
 from pipeline.config import EmbedConfig, slice_of
 from pipeline.errors import UsageError
 from pipeline.identity import check_resumable, identity, record
 from pipeline.known import PlanReport
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
-from pipeline.plan import check_layout, plan
+from pipeline.plan import check_layout, plan_next
 from pipeline.storage import output_root
 from pipeline.summary import Summary
 
@@ -41,7 +45,7 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
         if not begun:
             record(config, what)
         scope = f"what is planned of shards {config.shards}" if config.shards else "every item"
-        summary = Summary(output=config.output, encoder=what.encoder, scope=scope)
+        summary = Summary(output=config.output, run=_run_name(), encoder=what.encoder, scope=scope)
         shards = _open_shards(config, planned)
         if shards:
             if not in_cluster():
@@ -55,20 +59,22 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
 
 def _plan(config: EmbedConfig) -> tuple[PlanReport, list[Generation]]:
     """Plans what is new, unless this driver was given a slice of what is planned."""
-    existing = generations(config.output)
-    if existing:
+    if config.shards is not None and (existing := generations(config.output)):
         check_layout(config, existing[0])
-    if config.shards is not None and existing:
         return PlanReport(), existing
-    report, generation = plan(config, config.output, existing)
-    planned = [*existing, generation] if generation else existing
+    report, planned = plan_next(config, config.output)
     if not planned:
         raise UsageError(f"{config.output} holds no plan yet: name an INPUT")
     return report, planned
 
 
+def _run_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
 def _open_shards(config: EmbedConfig, planned: list[Generation]) -> list[Shard]:
     done = committed(config.output)
+    done |= recover(config.output, done)
     start, stop = slice_of(config.shards)
     most = max(generation.shards for generation in planned)
     if start >= most:

@@ -5,6 +5,7 @@ PatchflowError                one clear line for a person; `exit_code` for the s
 |- StorageError         (1)   storage, credentials or network failed; resumable
 |- ClusterError         (1)   Ray did not start, or could not be joined
 |- InternalError        (1)   an invariant of ours does not hold; shards stay open
+|- RaceError            (1)   another planner was faster; planning again helps
 |- ErrorRateError        (3)   `--max-error-rate` was passed; resumable
 ItemError                     true of one item only: becomes its row in `errors/`
 """
@@ -36,6 +37,10 @@ class ClusterError(PatchflowError):
 
 class InternalError(PatchflowError):
     """An invariant of ours does not hold, or a stage has a bug; open shards stay open."""
+
+
+class RaceError(PatchflowError):
+    """Another planner has made the generation that this one was to make."""
 
 
 class ErrorRateError(PatchflowError):

@@ -5,14 +5,22 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
+from pipeline.location import digest
+
 RUN = "_patchflow/run.json"
 COMMITS = "_patchflow/commits"
+INTENTS = "_patchflow/intents"
 MANIFESTS = "_patchflow/manifest"
 EMBEDDINGS = "embeddings"
 ERRORS = "errors"
 
+INTENT_SUFFIX = ".arrow"
+
 _SHARD = re.compile(r"g(\d{6})-(\d{8})")
 _GENERATION = re.compile(r"g(\d{6})\.json")
+
+# File systems take 255 bytes as a name, S3 takes 1,024 as a key of several.
+_LONGEST_NAME = 200
 
 # Hive's own word for a null, which every reader of partitioned tables knows.
 NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -50,6 +58,11 @@ def marker(shard: str) -> str:
     return f"{COMMITS}/{shard}.json"
 
 
+def intent(shard: str) -> str:
+    """Every byte of a shard that is being committed."""
+    return f"{INTENTS}/{shard}{INTENT_SUFFIX}"
+
+
 def embeddings(shard: str, values: dict[str, object]) -> str:
     """A shard's embeddings, in the folder of its partition values."""
     return "/".join(filter(None, (EMBEDDINGS, partition(values), f"{shard}.parquet")))
@@ -57,7 +70,7 @@ def embeddings(shard: str, values: dict[str, object]) -> str:
 
 def partition(values: dict[str, object]) -> str:
     """The folders of partition values, one a column; empty without any."""
-    return "/".join(f"{quote(key, safe='')}={_value(value)}" for key, value in values.items())
+    return "/".join(_folder(key, value) for key, value in values.items())
 
 
 def errors(shard: str) -> str:
@@ -65,5 +78,16 @@ def errors(shard: str) -> str:
     return f"{ERRORS}/{shard}.parquet"
 
 
-def _value(value: object) -> str:
-    return NULL if value is None else quote(str(value), safe="")
+def _folder(key: str, value: object) -> str:
+    """`key=value`, percent-encoded; what would make too long a name keeps its beginning.
+
+    `+` never comes out of `quote`, so a shortened name is no other value's. The whole value is
+    in the manifest and in the markers.
+    """
+    text = NULL if value is None else quote(str(value), safe="")
+    if value is not None and text == NULL:
+        text = "%5F" + text[1:]  # A text like the null's name is another folder.
+    name = f"{quote(key, safe='')}={text}"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 33]}+{digest(name.encode())}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -17,6 +18,11 @@ from pipeline.objects import Fetched, ObjectInfo, read_whole
 
 # Errors that are true of one name alone; any other says something of the disk.
 _NAME_ERRORS = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+
+# What `link` says where there are no hard links.
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# From <fcntl.h> and <linux/fs.h>.
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 # A writer that was killed leaves its temporary file; the name keeps it out of every listing.
 _PARTIAL = ".partial-"
@@ -98,6 +104,11 @@ class LocalStorage:
             return False
         return True
 
+    def delete(self, uri: str) -> None:
+        """Unlinks the file."""
+        with _disk(uri):
+            Path(local_path(uri)).unlink(missing_ok=True)
+
     def upload(self, uri: str, path: str) -> None:
         """Copied beside `uri` first, as a rename cannot cross file systems."""
         with Path(path).open("rb") as source:
@@ -114,7 +125,7 @@ class LocalStorage:
                     file.flush()
                     os.fsync(file.fileno())
                 if exclusive:
-                    os.link(temporary, target)
+                    _link(temporary, target)
                 else:
                     temporary.replace(target)
             finally:
@@ -156,6 +167,36 @@ def _make_folder(folder: Path) -> None:
         raise StorageError(f"{folder} is a file, not a folder") from None
     except FileNotFoundError:
         raise StorageError(f"{folder} cannot be made there") from None
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Names a file `target`, unless that exists: by a hard link, else by an exclusive rename.
+
+    Raises:
+        FileExistsError: `target` exists.
+        OSError: It cannot be named, or the file system knows neither way.
+    """
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        _rename_exclusively(temporary, target)
+
+
+def _rename_exclusively(source: Path, target: Path) -> None:
+    # Python has no name for it: FAT, exFAT and CIFS can, although they have no hard links.
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(source), os.fsencode(target)
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(
+            number,
+            "this file system has neither hard links nor exclusive renames, which commits need",
+        )
+    raise OSError(number, os.strerror(number))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -81,6 +81,9 @@ class Storage(Protocol):
     def create(self, uri: str, data: bytes) -> bool:
         """Publish `data` at `uri` only if nothing is there; False where something is."""
 
+    def delete(self, uri: str) -> None:
+        """Remove one object of our own; nothing happens where there is none."""
+
     def upload(self, uri: str, path: str) -> None:
         """Publish the local file `path` at `uri`, whole or not at all."""
 

@@ -8,28 +8,30 @@ open shard for every combination of partition values.
 from __future__ import annotations
 
 import tempfile
-import uuid
-from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from pipeline import layout
 from pipeline.config import DEFAULT_SHARD_ROWS, InputConfig, flag
-from pipeline.errors import UsageError
+from pipeline.errors import RaceError, UsageError
+from pipeline.freeze import ShardWriter, freeze
 from pipeline.known import Known, PlanReport
-from pipeline.location import join
-from pipeline.manifest import SHARDS_A_PART, Generation, read_columns
+from pipeline.manifest import Generation, generations, read_columns
 from pipeline.schema import MANIFEST
 from pipeline.sources import candidates
-from pipeline.storage import storage_for
 
 _CANDIDATE_NAMES = ("uri", "version", "size_bytes", "media_type")
-# What file systems take as one name.
-_LONGEST_NAME = 255
+
+
+# Of several planners at once one wins; the others look at what it has planned, and go on.
+@retry(retry=retry_if_exception_type(RaceError), stop=stop_after_attempt(5), reraise=True)
+def plan_next(config: InputConfig, output: str) -> tuple[PlanReport, list[Generation]]:
+    """`plan` on top of what an output has; returns all generations, the new one last."""
+    existing = generations(output)
+    report, generation = plan(config, output, existing)
+    return report, [*existing, generation] if generation else existing
 
 
 def plan(
@@ -48,6 +50,7 @@ def plan(
     Raises:
         UsageError: An input is wrong or holds nothing to plan, or another layout is asked for
             than the output has.
+        RaceError: Another planner has made the next generation meanwhile.
         StorageError: Storage failed. Nothing is planned then.
     """
     report = PlanReport()
@@ -63,7 +66,7 @@ def plan(
             assert output is not None
             for batch in read_columns(output, generation, ["item_id", "version"]):
                 known.load(batch)
-        writer = _ShardWriter(number, shard_rows, partition_by, Path(folder))
+        writer = ShardWriter(number, shard_rows, partition_by, Path(folder))
         columns: dict[str, str] | None = existing[0].columns if existing else None
         for table in candidates(config.inputs, report.skipped):
             columns = _same_columns(columns, table, partition_by)
@@ -78,7 +81,7 @@ def plan(
         if output is None or not report.planned:
             return report, None
         assert columns is not None
-        return report, _freeze(output, writer, report, columns, config.inputs)
+        return report, freeze(output, writer, columns, config.inputs)
 
 
 def _nothing(config: InputConfig, report: PlanReport) -> str:
@@ -134,105 +137,3 @@ def _check_partition(name: str, schema: pa.Schema, columns: dict[str, str]) -> N
     kind = schema.field(name).type
     if pa.types.is_nested(kind) or pa.types.is_binary(kind):
         raise UsageError(f"--partition-by {name}: {kind} cannot name a folder")
-
-
-class _ShardWriter:
-    """Collects rows by partition values and writes full shards as row groups of parts."""
-
-    def __init__(
-        self, number: int, shard_rows: int, partition_by: tuple[str, ...], folder: Path
-    ) -> None:
-        self.number, self.shard_rows, self.partition_by = number, shard_rows, partition_by
-        self.parts: list[Path] = []
-        self.short_shards: dict[int, int] = {}
-        self.shards = 0
-        self._folder = folder
-        self._open: dict[str, pa.Table] = {}
-        self._writer: pq.ParquetWriter | None = None
-
-    def add(self, rows: pa.Table) -> None:
-        """Takes rows of `item_id`, a candidate's columns and the caller's."""
-        for folder, group in _groups(rows, self.partition_by):
-            waiting = self._open.pop(folder, None)
-            table = group if waiting is None else pa.concat_tables([waiting, group])
-            while table.num_rows >= self.shard_rows:
-                self._write(table.slice(0, self.shard_rows))
-                table = table.slice(self.shard_rows)
-            if table.num_rows:
-                self._open[folder] = table
-
-    def close(self) -> None:
-        """Writes what waits as short shards, in the order in which their values came."""
-        for table in self._open.values():
-            self._write(table)
-        if self._writer is not None:
-            self._writer.close()
-
-    def _write(self, rows: pa.Table) -> None:
-        if rows.num_rows < self.shard_rows:
-            self.short_shards[self.shards] = rows.num_rows
-        name = layout.shard(self.number, self.shards)
-        shard = pa.array([name] * rows.num_rows, pa.string())
-        rows = rows.append_column("shard", shard)
-        own = [n for n in rows.column_names if n not in MANIFEST.names]
-        rows = rows.select([*MANIFEST.names, *own]).combine_chunks()
-        if self.shards % SHARDS_A_PART == 0:
-            if self._writer is not None:
-                self._writer.close()
-            self.parts.append(self._folder / f"{len(self.parts):06d}.parquet")
-            self._writer = pq.ParquetWriter(self.parts[-1], rows.schema, compression="zstd")
-        assert self._writer is not None
-        self._writer.write_table(rows, row_group_size=self.shard_rows)
-        self.shards += 1
-
-
-def _groups(rows: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[str, pa.Table]]:
-    """Rows by the folder that their partition values name: equal folders, equal values."""
-    if not partition_by or not rows.num_rows:
-        yield "", rows
-        return
-    members: dict[str, list[int]] = {}
-    columns = [rows[name].to_pylist() for name in partition_by]
-    for row, values in enumerate(zip(*columns, strict=True)):
-        if layout.NULL in values:
-            raise UsageError(f"--partition-by: the value {layout.NULL!r} stands for null")
-        folder = layout.partition(dict(zip(partition_by, values, strict=True)))
-        members.setdefault(folder, []).append(row)
-    for folder, indices in members.items():
-        for name in folder.split("/"):
-            if len(name) > _LONGEST_NAME:
-                raise UsageError(f"--partition-by: a value makes too long a name: {name[:80]}...")
-        yield folder, rows.take(pa.array(indices, pa.int64()))
-
-
-def _freeze(
-    output: str,
-    writer: _ShardWriter,
-    report: PlanReport,
-    columns: dict[str, str],
-    inputs: tuple[str, ...],
-) -> Generation:
-    token = uuid.uuid4().hex[:12]
-    folder = f"{layout.MANIFESTS}/g{writer.number:06d}"
-    generation = Generation(
-        number=writer.number,
-        rows=report.planned,
-        size_bytes=report.size_bytes,
-        shards=writer.shards,
-        shard_rows=writer.shard_rows,
-        short_shards=writer.short_shards,
-        partition_by=writer.partition_by,
-        columns=columns,
-        parts=tuple(f"{folder}/{token}-{part.name}" for part in writer.parts),
-        inputs=inputs,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    storage = storage_for(output)
-    for name, part in zip(generation.parts, writer.parts, strict=True):
-        storage.upload(join(output, name), str(part))
-    if not storage.create(join(output, layout.generation(writer.number)), generation.to_json()):
-        raise UsageError(
-            f"{output}: another run planned generation {writer.number} at the same time; "
-            "run the same command again"
-        )
-    return generation

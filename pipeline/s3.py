@@ -150,6 +150,12 @@ class S3Storage:
             raise
         return True
 
+    def delete(self, uri: str) -> None:
+        """One DELETE, which the server also answers where nothing is."""
+        bucket, key = _split(uri)
+        with _s3(uri, missing=StorageError):
+            self._fs.call_s3("delete_object", Bucket=bucket, Key=key)
+
     def upload(self, uri: str, path: str) -> None:
         """A multipart upload of a local file, completed or aborted."""
         with _s3(uri, missing=StorageError):

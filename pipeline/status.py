@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pipeline import layout
-from pipeline.commit import Marker
 from pipeline.errors import StorageError, UsageError
 from pipeline.location import join
 from pipeline.manifest import Generation, committed, generations
+from pipeline.marker import Marker
 from pipeline.storage import storage_for
 
 # Markers are small and many: requests in flight hide an object store's latency.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pipeline.commit import Marker
 from pipeline.identity import Encoder
+from pipeline.marker import Marker
 
 
 @dataclass
@@ -14,10 +14,14 @@ class Summary:
     """What one run did."""
 
     output: str
+    run: str
+    """A name of this run that no other has."""
     encoder: Encoder
     scope: str
     """What of the output the run was to do, in words."""
     shards: int = 0
+    shards_elsewhere: int = 0
+    """Those of `shards` that another run committed meanwhile."""
     items: int = 0
     embedded: int = 0
     errors: Counter[str] = field(default_factory=Counter)
@@ -35,6 +39,7 @@ class Summary:
     def add(self, marker: Marker) -> None:
         """Counts one committed shard."""
         self.shards += 1
+        self.shards_elsewhere += marker.run != self.run
         self.items += marker.rows
         self.embedded += marker.embedded
         self.errors.update(marker.errors)

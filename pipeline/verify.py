@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import layout
-from pipeline.commit import Marker, Stored
 from pipeline.location import digest, join
 from pipeline.manifest import Generation, Shard, committed, read_shard, shards_of
+from pipeline.marker import Marker, Stored
 from pipeline.status import markers, planned
 from pipeline.storage import storage_for
 

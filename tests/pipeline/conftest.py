@@ -25,11 +25,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image
 
 from pipeline import schema, storage
-from pipeline.commit import CommitConfig, Marker, commit_shard
+from pipeline.commit import CommitConfig, commit_shard
 from pipeline.config import InputConfig
 from pipeline.known import PlanReport
 from pipeline.location import item_id
 from pipeline.manifest import Generation, generations, read_shard, shards_of
+from pipeline.marker import Marker
 from pipeline.plan import plan
 from pipeline.schema import MANIFEST
 
@@ -159,6 +160,8 @@ def commit_config() -> Callable[..., CommitConfig]:
     ) -> CommitConfig:
         return CommitConfig(
             output=output,
+            run="test",
+            fingerprint="f" * 32,
             shard_rows=generation.shard_rows,
             partition_by=generation.partition_by,
             columns=tuple(generation.columns),

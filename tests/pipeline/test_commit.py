@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import schema
-from pipeline.commit import CommitConfig, Marker, commit_shard
+from pipeline.commit import CommitConfig, commit_shard
 from pipeline.errors import InternalError, StorageError
 from pipeline.known import PlanReport
 from pipeline.location import digest, join
 from pipeline.manifest import Generation, committed, read_shard, shards_of
+from pipeline.marker import Marker
 from pipeline.storage import storage_for
 
 Freeze = Callable[..., tuple[PlanReport, Generation | None]]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import InputConfig
-from pipeline.errors import StorageError, UsageError
+from pipeline.errors import RaceError, StorageError, UsageError
 from pipeline.known import PlanReport
 from pipeline.location import item_id
 from pipeline.manifest import Generation, committed, generations, read_shard, shards_of
@@ -121,7 +121,7 @@ def test_every_item_is_planned_once_in_its_generation(
     known: dict[str, str | None] = {}
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.sources.BATCH_ROWS", batch_rows)
-        patch.setattr("pipeline.plan.SHARDS_A_PART", shards_a_part)
+        patch.setattr("pipeline.freeze.SHARDS_A_PART", shards_a_part)
         patch.setattr("pipeline.manifest.SHARDS_A_PART", shards_a_part)
         output, frozen = f"{folder}/out", 0
         for number, rows in enumerate(rounds):
@@ -251,7 +251,7 @@ def test_of_two_planners_at_once_one_wins_and_none_mixes(
     mine = InputConfig(inputs=(write_manifest({"uri": ["/a.jpg", "/b.jpg"]}, "mine"),))
     theirs = InputConfig(inputs=(write_manifest({"uri": ["/c.jpg"]}, "theirs"),))
     _, won = plan(mine, output, [])
-    with pytest.raises(UsageError, match="planned generation 0 at the same time"):
+    with pytest.raises(RaceError, match="plan at the same time"):
         plan(theirs, output, [])
     assert generations(output) == [won]
     assert won is not None
@@ -267,7 +267,7 @@ def test_a_plan_on_s3_is_that_on_a_disk(
     assert plans[0] is not None and plans[1] is not None
     assert rows_of(outputs[0], plans[0]) == rows_of(outputs[1], plans[1])
     assert generations(outputs[1]) == [plans[1]]
-    with pytest.raises(UsageError, match="at the same time"):
+    with pytest.raises(RaceError, match="at the same time"):
         plan(InputConfig(inputs=(location,)), outputs[1], [])
     assert committed(outputs[1]) == set()
 
@@ -406,18 +406,15 @@ def test_rows_without_a_number_share_a_partition(
     assert sorted(uris) == [["/0.jpg", "/2.jpg", "/4.jpg"], ["/1.jpg"], ["/3.jpg"]]
 
 
-def test_a_partition_value_too_long_for_a_folder_is_refused(
+def test_long_partition_values_are_shards_of_their_own(
     tmp_path: Path, write_manifest: WriteManifest, freeze: Freeze
 ) -> None:
-    fits, too_long = "x" * (255 - len("label=")), "x" * (256 - len("label="))
-    for label in (fits, too_long):
-        location = write_manifest({"uri": ["/a.jpg"], "label": [label]})
-        if label == fits:
-            freeze(str(tmp_path / "fits"), location, partition_by=("label",))
-            continue
-        with pytest.raises(UsageError, match="--partition-by: a value makes too long a name"):
-            freeze(str(tmp_path / "long"), location, partition_by=("label",))
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["fits"]
+    # Of 1,024 bytes, equal but for the last one.
+    labels = ["x" * 1023 + end for end in "abab"]
+    location = write_manifest({"uri": [f"/{n}.jpg" for n in range(4)], "label": labels})
+    _, generation = freeze(str(tmp_path / "out"), location, partition_by=("label",))
+    uris = [[row["uri"] for row in rows] for rows in rows_of(str(tmp_path / "out"), generation)]
+    assert uris == [["/0.jpg", "/2.jpg"], ["/1.jpg", "/3.jpg"]]
 
 
 def test_a_generation_in_the_middle_that_is_gone_is_told(

@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.commit import Marker, Stored
 from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.known import PlanReport
 from pipeline.location import digest
 from pipeline.manifest import Generation, generations
+from pipeline.marker import Marker, Stored
 from pipeline.status import GenerationStatus, markers, status
 from pipeline.verify import verify
 

@@ -1,0 +1,124 @@
+"""Freezing: rows, cut into shards, become the next generation of an output.
+
+The parts are uploaded first and the generation's own object is created last, exclusively: of
+two planners at once one wins, and the other's parts are named by nobody.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import layout
+from pipeline.errors import RaceError
+from pipeline.location import join
+from pipeline.manifest import SHARDS_A_PART, Generation
+from pipeline.schema import MANIFEST
+from pipeline.storage import storage_for
+
+
+class ShardWriter:
+    """Collects rows by partition values and writes full shards as row groups of parts."""
+
+    def __init__(
+        self, number: int, shard_rows: int, partition_by: tuple[str, ...], folder: Path
+    ) -> None:
+        self.number, self.shard_rows, self.partition_by = number, shard_rows, partition_by
+        self.parts: list[Path] = []
+        self.short_shards: dict[int, int] = {}
+        self.shards = self.rows = self.size_bytes = 0
+        self._folder = folder
+        self._open: dict[str, pa.Table] = {}
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes rows of `item_id`, a candidate's columns and the caller's."""
+        for folder, group in _groups(rows, self.partition_by):
+            waiting = self._open.pop(folder, None)
+            table = group if waiting is None else pa.concat_tables([waiting, group])
+            while table.num_rows >= self.shard_rows:
+                self._write(table.slice(0, self.shard_rows))
+                table = table.slice(self.shard_rows)
+            if table.num_rows:
+                self._open[folder] = table
+
+    def close(self) -> None:
+        """Writes what waits as short shards, in the order in which their values came."""
+        for table in self._open.values():
+            self._write(table)
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, rows: pa.Table) -> None:
+        if rows.num_rows < self.shard_rows:
+            self.short_shards[self.shards] = rows.num_rows
+        name = layout.shard(self.number, self.shards)
+        shard = pa.array([name] * rows.num_rows, pa.string())
+        rows = rows.append_column("shard", shard)
+        own = [n for n in rows.column_names if n not in MANIFEST.names]
+        rows = rows.select([*MANIFEST.names, *own]).combine_chunks()
+        if self.shards % SHARDS_A_PART == 0:
+            if self._writer is not None:
+                self._writer.close()
+            self.parts.append(self._folder / f"{len(self.parts):06d}.parquet")
+            self._writer = pq.ParquetWriter(self.parts[-1], rows.schema, compression="zstd")
+        assert self._writer is not None
+        self._writer.write_table(rows, row_group_size=self.shard_rows)
+        self.rows += rows.num_rows
+        self.size_bytes += pc.sum(rows["size_bytes"]).as_py() or 0
+        self.shards += 1
+
+
+def _groups(rows: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[str, pa.Table]]:
+    """Rows by the folder that their partition values name: equal folders, equal values."""
+    if not partition_by or not rows.num_rows:
+        yield "", rows
+        return
+    members: dict[str, list[int]] = {}
+    columns = [rows[name].to_pylist() for name in partition_by]
+    for row, values in enumerate(zip(*columns, strict=True)):
+        folder = layout.partition(dict(zip(partition_by, values, strict=True)))
+        members.setdefault(folder, []).append(row)
+    for folder, indices in members.items():
+        yield folder, rows.take(pa.array(indices, pa.int64()))
+
+
+def freeze(
+    output: str, writer: ShardWriter, columns: dict[str, str], inputs: tuple[str, ...]
+) -> Generation:
+    """Publishes what `writer` has cut as the output's next generation.
+
+    Raises:
+        RaceError: Another planner has made this generation meanwhile.
+        StorageError: Storage failed. Nothing is planned then.
+    """
+    token = uuid.uuid4().hex[:12]
+    folder = f"{layout.MANIFESTS}/g{writer.number:06d}"
+    generation = Generation(
+        number=writer.number,
+        rows=writer.rows,
+        size_bytes=writer.size_bytes,
+        shards=writer.shards,
+        shard_rows=writer.shard_rows,
+        short_shards=writer.short_shards,
+        partition_by=writer.partition_by,
+        columns=columns,
+        parts=tuple(f"{folder}/{token}-{part.name}" for part in writer.parts),
+        inputs=inputs,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    storage, place = storage_for(output), join(output, layout.generation(writer.number))
+    for name, part in zip(generation.parts, writer.parts, strict=True):
+        storage.upload(join(output, name), str(part))
+    # A request whose answer was lost is sent again, and then meets what it has made itself.
+    if not storage.create(place, generation.to_json()) and (
+        storage.read(place) != generation.to_json()
+    ):
+        raise RaceError(f"{output}: other runs plan at the same time; run the same command again")
+    return generation
