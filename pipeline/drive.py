@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import ray
@@ -19,13 +23,14 @@ from pipeline.identity import Identity, fingerprint
 from pipeline.location import join
 from pipeline.manifest import Generation, Shard
 from pipeline.preprocess import PreprocessConfig
-from pipeline.progress import ProgressCounter, ProgressLine
+from pipeline.progress import Counts, ProgressCounter, ProgressLine
 from pipeline.storage import storage_for
 from pipeline.summary import Summary
 
 _TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 1024, "cuda": 16384}
 # Fewer items than this say nothing about a rate while the run goes on.
 _RATE_ITEMS = 100
+_TOP_CODES = 3
 
 
 def drive(
@@ -50,8 +55,9 @@ def drive(
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(preprocess, items, workers)
     counter = _counter(build.window(rows_a_block, frozen.shard_rows, workers))
-    line = ProgressLine(counter, items, workers=str(workers))
-    with _told_in_a_line(), line:
+    brake = _Brake(config)
+    line = ProgressLine(counter, items, workers=str(workers), watch=brake.watch)
+    with brake, _told_in_a_line(), line:
         markers = build.run(
             shards,
             rows_a_block=rows_a_block,
@@ -64,11 +70,8 @@ def drive(
         for marker in markers:
             _check_shared(config.output, marker.shard)
             summary.add(marker)
-            done, failed = max(line.counts.items, summary.items), line.counts.failed
-            if done >= _RATE_ITEMS:
-                _check_rate(config, max(failed, summary.failed), done)
         line.refresh()
-    _check_rate(config, summary.failed, summary.items)
+    brake.check(summary.items, summary.errors)
     summary.fill = line.counts.fill
     summary.steady_items_s = line.steady_items_s
 
@@ -122,13 +125,48 @@ def _check_shared(output: str, shard: str) -> None:
         )
 
 
-def _check_rate(config: EmbedConfig, failed: int, items: int) -> None:
-    if items and failed / items > config.max_error_rate:
-        raise ErrorRateError(
-            f"{failed:,} of {items:,} items failed, more than --max-error-rate "
-            f"{config.max_error_rate}; their errors are in {config.output}/{layout.ERRORS}/ as far "
-            "as their shards are committed"
-        )
+class _Brake:
+    """Stops the run as soon as more than `--max-error-rate` of its items have failed.
+
+    Counts come in the progress line's thread, while the main thread waits for a shard that may
+    be hours away: so it is interrupted as Ctrl-C would.
+    """
+
+    def __init__(self, config: EmbedConfig) -> None:
+        self._config = config
+        self._error: ErrorRateError | None = None
+
+    def watch(self, counts: Counts) -> None:
+        """Interrupts the main thread if the rate is passed."""
+        if counts.items < _RATE_ITEMS or self._error is not None:
+            return
+        try:
+            self.check(counts.items, counts.errors)
+        except ErrorRateError as error:
+            self._error = error
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def check(self, items: int, errors: Counter[str]) -> None:
+        """Raises ErrorRateError if the rate is passed."""
+        failed = errors.total()
+        if failed > items * self._config.max_error_rate:
+            top = ", ".join(f"{code} {count:,}" for code, count in errors.most_common(_TOP_CODES))
+            raise ErrorRateError(
+                f"{failed:,} of {items:,} items failed ({top}), more than --max-error-rate "
+                f"{self._config.max_error_rate}; the same command with a higher one resumes"
+            )
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt) and self._error is not None:
+            raise self._error from None
 
 
 @contextmanager

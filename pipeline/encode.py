@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 from encoder import Segment, capacity, plan_packs, segments_of
 from pipeline import schema
 from pipeline.config import ComputeDevice, ComputeDtype, Features, OutputDtype, Pool
+from pipeline.progress import Counts
 
 if TYPE_CHECKING:
     import torch
@@ -209,12 +211,14 @@ class Encode:
         if self._progress is None:
             return
         real = table["item_id"].is_valid()
-        failed = pc.sum(table["error_code"].is_valid()).as_py()
+        errors = Counter(table["error_code"].drop_null().to_pylist())
         self._progress.add.remote(
-            items=pc.sum(real).as_py(),
-            failed=failed,
-            tokens=counts.tokens,
-            capacity=counts.capacity,
+            Counts(
+                items=pc.sum(real).as_py(),
+                errors=errors,
+                tokens=counts.tokens,
+                capacity=counts.capacity,
+            )
         )
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
-from dataclasses import asdict, dataclass
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,9 +33,21 @@ class Counts:
     """Sums over everything the encoders have reported. A block that was redone counts twice."""
 
     items: int = 0
-    failed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     capacity: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Adds up."""
+        self.items += other.items
+        self.errors.update(other.errors)
+        self.tokens += other.tokens
+        self.capacity += other.capacity
+
+    @property
+    def failed(self) -> int:
+        """Items that became errors."""
+        return self.errors.total()
 
     @property
     def fill(self) -> float:
@@ -50,14 +63,13 @@ class ProgressCounter:
         self._window = window
         self._committed = 0
 
-    def add(self, **counts: int) -> None:
+    def add(self, counts: Counts) -> None:
         """Adds one encoder call's counts."""
-        for name, value in counts.items():
-            setattr(self._counts, name, getattr(self._counts, name) + value)
+        self._counts.add(counts)
 
-    def snapshot(self) -> dict[str, int]:
+    def snapshot(self) -> Counts:
         """The sums so far."""
-        return asdict(self._counts)
+        return self._counts
 
     def commit(self) -> None:
         """Notes that one more shard of this run is committed."""
@@ -69,10 +81,21 @@ class ProgressCounter:
 
 
 class ProgressLine:
-    """A live line on a terminal; in a log, a plain one every few seconds."""
+    """A live line on a terminal; in a log, a plain one every few seconds.
 
-    def __init__(self, counter: ActorHandle[Any], total: int, *, workers: str) -> None:
+    `watch` is shown every newest sum, in the line's own thread.
+    """
+
+    def __init__(
+        self,
+        counter: ActorHandle[Any],
+        total: int,
+        *,
+        workers: str,
+        watch: Callable[[Counts], None],
+    ) -> None:
         self._counter, self._total, self._workers = counter, total, workers
+        self._show = watch
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
         self._samples: deque[tuple[float, Counts]] = deque([(time.monotonic(), Counts())])
         self._first: tuple[float, int] | None = None
@@ -109,8 +132,7 @@ class ProgressLine:
         """Asks the actor once more."""
         import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
-        found = cast("dict[str, int]", ray.get(self._counter.snapshot.remote()))
-        counts = Counts(**found)
+        counts = cast(Counts, ray.get(self._counter.snapshot.remote()))
         now = time.monotonic()
         if counts.items and self._first is None:
             self._first = (now, counts.items)
@@ -121,9 +143,12 @@ class ProgressLine:
 
     def _watch(self) -> None:
         if not self._console.is_terminal:
-            while not self._stop.wait(_LOGGED_S):
+            logged = time.monotonic()
+            while not self._stop.wait(_LIVE_S):
                 self._refresh_quietly()
-                print(self._text(), file=sys.stderr, flush=True)
+                if time.monotonic() >= logged + _LOGGED_S:
+                    logged = time.monotonic()
+                    print(self._text(), file=sys.stderr, flush=True)
             return
         columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=self._console, transient=True) as bar:
@@ -138,6 +163,8 @@ class ProgressLine:
             self.refresh()
         except Exception:  # The run itself reports why its cluster is gone; the line only stops.
             self._stop.set()
+            return
+        self._show(self.counts)
 
     def _text(self) -> str:
         return f"{min(self.counts.items, self._total):,} of {self._total:,} items  {self._rates()}"

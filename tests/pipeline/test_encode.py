@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import encoder
 from encoder import EncoderOutput, Glm4vVisionModel
 from pipeline import schema
 from pipeline.encode import Encode, EncodeConfig
+from pipeline.progress import Counts
 
 Rows = Callable[..., pa.Table]
 Grid = tuple[int, int, int]
@@ -358,13 +360,13 @@ def test_an_encoder_that_fails_otherwise_is_no_items_fault(
 class Counter:
     """Stands for the progress actor's handle."""
 
-    calls: list[dict[str, int]] = field(default_factory=list)
+    calls: list[Counts] = field(default_factory=list)
 
     @property
     def add(self) -> Counter:
         return self
 
-    def remote(self, **counts: int) -> None:
+    def remote(self, counts: Counts) -> None:
         self.calls.append(counts)
 
 
@@ -375,7 +377,8 @@ def test_progress_hears_of_items_failures_tokens_and_capacity(
     encode = Encode(EncodeConfig(**{**DEFAULTS, "token_budget": 8}), progress)
     encode(preprocessed([(1, 2, 2), None, (1, 4, 8), (1, 8, 8)], filling=3))
     # Packs of 16 (over the budget, full by itself), 8 and 1 token.
-    assert progress.calls == [{"items": 4, "failed": 1, "tokens": 25, "capacity": 32}]
+    errors = collections.Counter({"corrupt": 1})
+    assert progress.calls == [Counts(items=4, errors=errors, tokens=25, capacity=32)]
 
 
 def test_a_seed_makes_the_vectors_what_they_are(preprocessed: Callable[..., pa.Table]) -> None:
