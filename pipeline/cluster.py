@@ -30,6 +30,12 @@ class Workers:
     encode_cpus: float
     encode_gpus: float
 
+    @property
+    def share_of_machines(self) -> float:
+        """CPUs and GPUs that all actors claim together: less where machines were lost."""
+        cpus = self.preprocess * self.preprocess_cpus + self.encode * self.encode_cpus
+        return cpus + self.encode * self.encode_gpus
+
     def __str__(self) -> str:
         kind = "GPU" if self.encode_gpus else "CPU"
         return f"{self.preprocess} preprocess and {self.encode} {kind} encoder actors"
@@ -97,6 +103,9 @@ def _prepare_local() -> None:
 def _init(*, verbose: bool) -> None:
     import ray  # noqa: PLC0415
 
+    if not verbose:
+        # It also prints what the cluster says of lost machines, over the progress line.
+        ray._private.worker.print_to_stdstream = _say_nothing
     level = logging.INFO if verbose else logging.CRITICAL
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     if not in_cluster():
@@ -114,6 +123,10 @@ def _init(*, verbose: bool) -> None:
             f"joining RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if in_cluster() else "starting Ray"
         )
         raise ClusterError(f"{where} failed: {reason}") from error
+
+
+def _say_nothing(*args: Any, **options: Any) -> None:
+    pass
 
 
 def choose_device(device: Device) -> ComputeDevice:

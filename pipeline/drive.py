@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections import Counter
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import build, layout, schema
+from pipeline.brake import Brake, ErrorRate, Machines
 from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.encode import EncodeConfig
-from pipeline.errors import ErrorRateError, InternalError, PatchflowError, StorageError
+from pipeline.errors import InternalError, PatchflowError, ResizedError, StorageError
 from pipeline.identity import Identity, fingerprint
 from pipeline.location import join
-from pipeline.manifest import Generation, Shard
+from pipeline.manifest import Generation, Shard, committed
 from pipeline.preprocess import PreprocessConfig
-from pipeline.progress import Counts, ProgressCounter, ProgressLine
+from pipeline.progress import ProgressCounter, ProgressLine
+from pipeline.status import markers
 from pipeline.storage import storage_for
 from pipeline.summary import Summary
 
 _TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 1024, "cuda": 16384}
-# Fewer items than this say nothing about a rate while the run goes on.
-_RATE_ITEMS = 100
-_TOP_CODES = 3
 
 
 def drive(
@@ -46,6 +42,29 @@ def drive(
         ErrorRateError: `--max-error-rate` was passed.
         PatchflowError: The run failed; what is committed stays.
     """
+    left = {shard.id: shard for shard in shards}
+    while left:
+        try:
+            _pass(config, what, frozen, left, summary)
+        except ResizedError as error:
+            print(f"patchflow embed: {error}", file=sys.stderr)
+            # What was committed without the driver's having heard of it.
+            for shard, found in markers(config.output, committed(config.output) & set(left)):
+                if found is not None:
+                    summary.add(found)
+                    del left[shard]
+    ErrorRate(config.max_error_rate).check(summary.items, summary.errors)
+
+
+def _pass(
+    config: EmbedConfig,
+    what: Identity,
+    frozen: Generation,
+    left: dict[str, Shard],
+    summary: Summary,
+) -> None:
+    """One pipeline over what is `left`, laid out for the machines that are there now."""
+    shards = list(left.values())
     workers = plan_workers(config, what.device)
     preprocess = PreprocessConfig(
         max_file_bytes=config.max_file_bytes,
@@ -55,10 +74,11 @@ def drive(
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(preprocess, items, workers)
     counter = _counter(build.window(rows_a_block, frozen.shard_rows, workers))
-    brake = _Brake(config)
+    rate = ErrorRate(config.max_error_rate)
+    brake = Brake(rate.watch, Machines(config, what.device, workers).watch)
     line = ProgressLine(counter, items, workers=str(workers), watch=brake.watch)
     with brake, _told_in_a_line(), line:
-        markers = build.run(
+        for marker in build.run(
             shards,
             rows_a_block=rows_a_block,
             preprocess=preprocess,
@@ -66,12 +86,11 @@ def drive(
             commit=_commit_config(config, what, shards, frozen, summary.run),
             workers=workers,
             progress=counter,
-        )
-        for marker in markers:
+        ):
             _check_shared(config.output, marker.shard)
             summary.add(marker)
+            del left[marker.shard]
         line.refresh()
-    brake.check(summary.items, summary.errors)
     summary.fill = line.counts.fill
     summary.steady_items_s = line.steady_items_s
 
@@ -123,50 +142,6 @@ def _check_shared(output: str, shard: str) -> None:
             f"{place} was written, but is not seen from here: --output must be on storage that "
             "all machines share"
         )
-
-
-class _Brake:
-    """Stops the run as soon as more than `--max-error-rate` of its items have failed.
-
-    Counts come in the progress line's thread, while the main thread waits for a shard that may
-    be hours away: so it is interrupted as Ctrl-C would.
-    """
-
-    def __init__(self, config: EmbedConfig) -> None:
-        self._config = config
-        self._error: ErrorRateError | None = None
-
-    def watch(self, counts: Counts) -> None:
-        """Interrupts the main thread if the rate is passed."""
-        if counts.items < _RATE_ITEMS or self._error is not None:
-            return
-        try:
-            self.check(counts.items, counts.errors)
-        except ErrorRateError as error:
-            self._error = error
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    def check(self, items: int, errors: Counter[str]) -> None:
-        """Raises ErrorRateError if the rate is passed."""
-        failed = errors.total()
-        if failed > items * self._config.max_error_rate:
-            top = ", ".join(f"{code} {count:,}" for code, count in errors.most_common(_TOP_CODES))
-            raise ErrorRateError(
-                f"{failed:,} of {items:,} items failed ({top}), more than --max-error-rate "
-                f"{self._config.max_error_rate}; the same command with a higher one resumes"
-            )
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, KeyboardInterrupt) and self._error is not None:
-            raise self._error from None
 
 
 @contextmanager

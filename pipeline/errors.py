@@ -5,6 +5,7 @@ PatchflowError                one clear line for a person; `exit_code` for the s
 |- StorageError         (1)   storage, credentials or network failed; resumable
 |- ClusterError         (1)   Ray did not start, or could not be joined
 |- InternalError        (1)   an invariant of ours does not hold; shards stay open
+|- ResizedError         (1)   machines came or went; the run is laid out anew
 |- RaceError            (1)   another planner was faster; planning again helps
 |- ErrorRateError        (3)   `--max-error-rate` was passed; resumable
 ItemError                     true of one item only: becomes its row in `errors/`
@@ -37,6 +38,10 @@ class ClusterError(PatchflowError):
 
 class InternalError(PatchflowError):
     """An invariant of ours does not hold, or a stage has a bug; open shards stay open."""
+
+
+class ResizedError(PatchflowError):
+    """The cluster is no longer the one that the run was laid out for."""
 
 
 class RaceError(PatchflowError):

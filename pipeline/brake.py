@@ -1,0 +1,115 @@
+"""What stops a pipeline from outside its stages: too many errors, machines that come or go."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import TracebackType
+
+from pipeline.cluster import Workers, plan_workers
+from pipeline.config import ComputeDevice, EmbedConfig
+from pipeline.errors import ErrorRateError, PatchflowError, ResizedError
+from pipeline.progress import Counts
+
+# Fewer items than this say nothing about a rate while the run goes on.
+_RATE_ITEMS = 100
+_TOP_CODES = 3
+
+_LOOK_S = 5.0
+# A machine that is lost takes its actors' work along, and everything behind it waits: long enough
+# for the cluster to give back another one at once, and no longer.
+_LOST_S = 30.0
+# One that came makes the run faster, but changing over costs a start and the shards under way.
+_CAME_S = 300.0
+
+
+class Brake:
+    """Interrupts the main thread, as Ctrl-C would, once one of `checks` raises.
+
+    The main thread waits for the next shard, which may be hours away; `watch` is called with the
+    newest counts from another. What the check raised leaves the `with` block in the interrupt's
+    place.
+    """
+
+    def __init__(self, *checks: Callable[[Counts], None]) -> None:
+        self._checks = checks
+        self._error: PatchflowError | None = None
+
+    def watch(self, counts: Counts) -> None:
+        """Lets every check look at the newest counts."""
+        if self._error is not None:
+            return
+        try:
+            for check in self._checks:
+                check(counts)
+        except PatchflowError as error:
+            self._error = error
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def __enter__(self) -> Brake:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt) and self._error is not None:
+            raise self._error from None
+
+
+class ErrorRate:
+    """Bounds the share of the run's items that fail."""
+
+    def __init__(self, highest: float) -> None:
+        self._highest = highest
+
+    def watch(self, counts: Counts) -> None:
+        """Raises ErrorRateError if the rate is passed by enough items to tell."""
+        if counts.items >= _RATE_ITEMS:
+            self.check(counts.items, counts.errors)
+
+    def check(self, items: int, errors: Counter[str]) -> None:
+        """Raises ErrorRateError if the rate is passed."""
+        failed = errors.total()
+        if failed > items * self._highest:
+            top = ", ".join(f"{code} {count:,}" for code, count in errors.most_common(_TOP_CODES))
+            raise ErrorRateError(
+                f"{failed:,} of {items:,} items failed ({top}), more than --max-error-rate "
+                f"{self._highest}; the same command with a higher one resumes"
+            )
+
+
+class Machines:
+    """Sees machines come and go, so that the run can be laid out anew.
+
+    The engine keeps a lost actor's calls for that actor alone: without a machine to restart it
+    on they would wait for ever, and all later shards behind them.
+    """
+
+    def __init__(self, config: EmbedConfig, device: ComputeDevice, workers: Workers) -> None:
+        self._config, self._device, self._workers = config, device, workers
+        self._seen = workers
+        self._since = self._looked = time.monotonic()
+
+    def watch(self, counts: Counts) -> None:
+        """Raises ResizedError once the cluster has been another one for a while."""
+        now = time.monotonic()
+        if now < self._looked + _LOOK_S:
+            return
+        self._looked = now
+        possible = plan_workers(self._config, self._device)
+        if possible != self._seen:
+            self._seen, self._since = possible, now
+        if possible == self._workers:
+            return
+        lost = possible.share_of_machines < self._workers.share_of_machines
+        if now >= self._since + (_LOST_S if lost else _CAME_S):
+            raise ResizedError(
+                f"machines were {'lost' if lost else 'added'}: going on with {possible} instead "
+                f"of {self._workers}"
+            )
