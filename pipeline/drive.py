@@ -136,12 +136,12 @@ def _told_in_a_line() -> Iterator[None]:
     """Turns what a stage raised in some actor into the one exception that says it."""
     try:
         yield
-    except PatchflowError:
-        raise
-    except (ray.exceptions.RayError, RuntimeError, OSError, ValueError) as error:
+    except (PatchflowError, ray.exceptions.RayError, RuntimeError, OSError, ValueError) as error:
+        if _is_ours(error):
+            raise
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, PatchflowError):
+            if _is_ours(cause):
                 raise type(cause)(str(cause)) from error
             inner = getattr(cause, "cause", None) or cause.__cause__
             cause = inner if isinstance(inner, BaseException) else None
@@ -149,3 +149,8 @@ def _told_in_a_line() -> Iterator[None]:
         raise InternalError(
             f"the run failed: {lines[-1] if lines else type(error).__name__}; --verbose tells more"
         ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    # Ray's own are made of the class that the task raised, too, and say the whole traceback.
+    return isinstance(error, PatchflowError) and not isinstance(error, ray.exceptions.RayError)
