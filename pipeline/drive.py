@@ -10,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import build, layout, schema
+from pipeline.attempts import Attempts
 from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
@@ -49,7 +50,8 @@ def drive(
     )
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(preprocess, items, workers)
-    counter = _counter(build.window(rows_a_block, frozen.shard_rows, workers))
+    window = build.window(rows_a_block, frozen.shard_rows, workers)
+    counter = _beside_the_driver(ProgressCounter, window)
     line = ProgressLine(counter, items, workers=str(workers))
     with _told_in_a_line(), line:
         markers = build.run(
@@ -60,6 +62,7 @@ def drive(
             commit=_commit_config(config, what, shards, frozen, summary.run),
             workers=workers,
             progress=counter,
+            attempts=_beside_the_driver(Attempts),
         )
         for marker in markers:
             _check_shared(config.output, marker.shard)
@@ -105,11 +108,11 @@ def _encode_config(config: EmbedConfig, what: Identity) -> EncodeConfig:
     )
 
 
-def _counter(window: int) -> Any:
-    # Beside the driver: it must not vanish with a machine that only lends its CPUs.
+def _beside_the_driver(kind: type, *args: object) -> Any:
+    """A small actor that must not vanish with a machine that only lends its CPUs."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(ProgressCounter).options(num_cpus=0, scheduling_strategy=here)
-    return actor.remote(window)
+    actor: Any = ray.remote(kind).options(num_cpus=0, scheduling_strategy=here)
+    return actor.remote(*args)
 
 
 def _check_shared(output: str, shard: str) -> None:

@@ -134,6 +134,8 @@ class Changed:
         return self.model.config
 
     def forward_features(self, patches: torch.Tensor, grids: list[Grid]) -> EncoderOutput:
+        if not patches.any():  # The stage makes sure of its device with blank images.
+            return self.model.forward_features(patches, grids)
         if len(grids) > self.most_segments:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.packs.append(list(grids))
