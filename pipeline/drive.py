@@ -142,16 +142,28 @@ def _told_in_a_line() -> Iterator[None]:
     except (PatchflowError, ray.exceptions.RayError, RuntimeError, OSError, ValueError) as error:
         if _is_ours(error):
             raise
-        cause: BaseException | None = error
-        while cause is not None:
+        causes = list(_causes(error))
+        for cause in causes:
             if _is_ours(cause):
-                raise type(cause)(str(cause)) from error
-            inner = getattr(cause, "cause", None) or cause.__cause__
-            cause = inner if isinstance(inner, BaseException) else None
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise InternalError(
-            f"the run failed: {lines[-1] if lines else type(error).__name__}; --verbose tells more"
-        ) from error
+                # Ray Data adds its advice on retries below.
+                raise type(cause)(str(cause).partition("\n")[0]) from error
+        told = _told(causes[-1])
+        raise InternalError(f"the run failed: {told}; --verbose tells more") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: object = error
+    while isinstance(cause, BaseException):
+        yield cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+
+
+def _told(error: BaseException) -> str:
+    """One line: Ray's own errors end with what matters, all others begin with it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ray.exceptions.RayError):
+        return lines[-1] if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 def _is_ours(error: BaseException) -> bool:
