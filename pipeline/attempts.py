@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # A task that was under way at so many ends is suspected, or, if it was alone, found guilty.
 MOST_DEATHS = 2
-# More than a block and its first item can be held responsible for: those end `2 * MOST_DEATHS`
-# processes before anything else is tried, which leaves the device itself two to fail with.
+# More than an item without company, which ends `2 * MOST_DEATHS`: those that are left are for the
+# device itself to fail with, before that item is found guilty.
 MOST_ENDS = 6
 
 

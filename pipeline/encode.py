@@ -133,7 +133,7 @@ class Encode:
     def _one_by_one(
         self, block: _Block, attempts: OwnAttempts
     ) -> tuple[Vectors, dict[int, Failure]]:
-        """The same of a block that has ended its processes: what it is in it is found.
+        """The same, of a block that has ended processes: split until the item is found.
 
         Those that have ended a process when alone come last. So whatever can be embedded is,
         which shows that the device is well, before an item is found guilty; on a device that
@@ -159,10 +159,10 @@ class Encode:
         return vectors, failures
 
     def _check_device(self, attempts: OwnAttempts) -> None:
-        """Lets blank images show that the device is well where no item has: a whole pack of them.
+        """Where no item has shown that the device is well, lets a whole pack of blank images.
 
-        This only makes sure. It is not enough to take ends from the device's count, so that a
-        device which fails with every item but no blank one is found all the same.
+        That does not start the count of the device's ends anew: one that fails with every item,
+        if not with blank ones, is found at the next item.
         """
         if attempts.ends():
             self._encoder.check(tokens=self._config.token_budget)
