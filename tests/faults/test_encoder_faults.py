@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 PHOTOS = 20
 MARKED = 10
 GROUPS = (
-    ("killed_by_one", "full"),
-    ("sick_twice", "sick", "well", "killed_once", "dead_at_start"),
+    ("killed_once", "full"),
+    ("killed_by_one", "sick_twice", "sick", "well", "dead_at_start"),
 )
 
 
@@ -140,6 +140,7 @@ def test_a_run_that_its_device_has_ended_resumes_on_one_that_is_well(
     assert_embedded(faulty("well", output="sick"))
 
 
+@pytest.mark.whole
 def test_an_image_that_kills_every_process_is_found_and_alone_fails(
     faulty, marked, assert_embedded
 ) -> None:
@@ -150,7 +151,6 @@ def test_an_image_that_kills_every_process_is_found_and_alone_fails(
     assert run.starts == run.faults + 1
 
 
-@pytest.mark.whole
 def test_a_kill_in_the_middle_of_a_pack_loses_nothing(faulty, assert_embedded) -> None:
     run = faulty("killed_once")
     assert_embedded(run)
