@@ -111,7 +111,9 @@ def _encode_config(config: EmbedConfig, what: Identity) -> EncodeConfig:
 def _beside_the_driver(kind: type, *args: object) -> Any:
     """A small actor that must not vanish with a machine that only lends its CPUs."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(kind).options(num_cpus=0, scheduling_strategy=here)
+    # A connection that breaks off for a moment must not fail whoever asks it.
+    options: dict[str, Any] = {"num_cpus": 0, "max_task_retries": -1}
+    actor: Any = ray.remote(kind).options(scheduling_strategy=here, **options)
     return actor.remote(*args)
 
 
