@@ -64,6 +64,7 @@ def run(
     commit: CommitConfig,
     workers: Workers,
     progress: ActorHandle[Any],
+    attempts: ActorHandle[Any],
 ) -> Iterator[Marker]:
     """Embeds and commits `shards`, in order; yields each one's marker once it is written."""
     _configure()
@@ -83,7 +84,7 @@ def run(
     # copies with a GPU's work; on a CPU it has nothing to overlap with, and costs memory.
     vectors = patches.map_batches(
         Encode,
-        fn_constructor_args=(encode, progress),
+        fn_constructor_args=(encode, progress, attempts),
         batch_size=None,
         batch_format="pyarrow",
         compute=_actors(workers.encode, calls=2 if workers.encode_gpus else 1),

@@ -11,6 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import build, layout, schema
+from pipeline.attempts import Attempts
 from pipeline.brake import Brake, ErrorRate, Machines
 from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
@@ -73,7 +74,8 @@ def _pass(
     )
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(preprocess, items, workers)
-    counter = _counter(build.window(rows_a_block, frozen.shard_rows, workers))
+    window = build.window(rows_a_block, frozen.shard_rows, workers)
+    counter = _beside_the_driver(ProgressCounter, window)
     rate = ErrorRate(config.max_error_rate)
     brake = Brake(rate.watch, Machines(config, what.device, workers).watch)
     line = ProgressLine(counter, items, workers=str(workers), watch=brake.watch)
@@ -86,6 +88,7 @@ def _pass(
             commit=_commit_config(config, what, shards, frozen, summary.run),
             workers=workers,
             progress=counter,
+            attempts=_beside_the_driver(Attempts),
         ):
             _check_shared(config.output, marker.shard)
             summary.add(marker)
@@ -127,11 +130,13 @@ def _encode_config(config: EmbedConfig, what: Identity) -> EncodeConfig:
     )
 
 
-def _counter(window: int) -> Any:
-    # Beside the driver: it must not vanish with a machine that only lends its CPUs.
+def _beside_the_driver(kind: type, *args: object) -> Any:
+    """A small actor that must not vanish with a machine that only lends its CPUs."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(ProgressCounter).options(num_cpus=0, scheduling_strategy=here)
-    return actor.remote(window)
+    # A connection that breaks off for a moment must not fail whoever asks it.
+    options: dict[str, Any] = {"num_cpus": 0, "max_task_retries": -1}
+    actor: Any = ray.remote(kind).options(scheduling_strategy=here, **options)
+    return actor.remote(*args)
 
 
 def _check_shared(output: str, shard: str) -> None:
@@ -149,16 +154,33 @@ def _told_in_a_line() -> Iterator[None]:
     """Turns what a stage raised in some actor into the one exception that says it."""
     try:
         yield
-    except PatchflowError:
-        raise
-    except (ray.exceptions.RayError, RuntimeError, OSError, ValueError) as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, PatchflowError):
-                raise type(cause)(str(cause)) from error
-            inner = getattr(cause, "cause", None) or cause.__cause__
-            cause = inner if isinstance(inner, BaseException) else None
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise InternalError(
-            f"the run failed: {lines[-1] if lines else type(error).__name__}; --verbose tells more"
-        ) from error
+    except (PatchflowError, ray.exceptions.RayError, RuntimeError, OSError, ValueError) as error:
+        if _is_ours(error):
+            raise
+        causes = list(_causes(error))
+        for cause in causes:
+            if _is_ours(cause):
+                # Ray Data adds its advice on retries below.
+                raise type(cause)(str(cause).partition("\n")[0]) from error
+        told = _told(causes[-1])
+        raise InternalError(f"the run failed: {told}; --verbose tells more") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: object = error
+    while isinstance(cause, BaseException):
+        yield cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+
+
+def _told(error: BaseException) -> str:
+    """One line: Ray's own errors end with what matters, all others begin with it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ray.exceptions.RayError):
+        return lines[-1] if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
+def _is_ours(error: BaseException) -> bool:
+    # Ray's own are made of the class that the task raised, too, and say the whole traceback.
+    return isinstance(error, PatchflowError) and not isinstance(error, ray.exceptions.RayError)

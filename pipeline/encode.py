@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-import threading
+import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encoder import Segment, capacity, plan_packs, segments_of
 from pipeline import schema
+from pipeline.attempts import MOST_DEATHS, OwnAttempts
 from pipeline.config import ComputeDevice, ComputeDtype, Features, OutputDtype, Pool
+from pipeline.packs import Failure, Levels, PackCounts, PackedEncoder, Vectors, is_device_error
 from pipeline.progress import Counts
 
 if TYPE_CHECKING:
-    import torch
     from ray.actor import ActorHandle
-
-Levels = npt.NDArray[np.uint8]
-Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,137 +37,137 @@ class EncodeConfig:
     output_dtype: OutputDtype
 
 
-@dataclass
-class _PackCounts:
-    """What forward passes held and could have held, in tokens."""
+@dataclass(kw_only=True)
+class _Block:
+    """The items of one call: ids, `(t, h, w)`, patches, and what packs held so far."""
 
-    tokens: int = 0
-    capacity: int = 0
+    names: list[str]
+    grids: list[list[int]]
+    patches: list[Levels]
+    counts: PackCounts = field(default_factory=PackCounts)
 
 
 class Encode:
-    """Holds the encoder. Calls may overlap: one packs and copies while another's pack runs."""
+    """Embeds blocks. Calls may overlap: one packs and copies while another's pack runs.
 
-    def __init__(self, config: EncodeConfig, progress: ActorHandle[Any] | None = None) -> None:
-        import torch  # noqa: PLC0415 (only the actor pays its two seconds)
+    With `attempts`, an actor of Ray that is to outlive its processes:
 
-        from encoder import load_encoder  # noqa: PLC0415
+    - A device error, after which a process can do nothing more, ends the process; Ray starts
+      another, which takes its calls over.
+    - A block whose process has ended twice is split: its items are done one by one, each alone
+      on the device and announced before. The item that ends its process twice when it is alone
+      becomes an error; the others are embedded.
+    - Too many ends in a row on one device fail the run, as `DeviceError`.
+    """
 
-        torch.set_num_threads(1)
+    def __init__(
+        self,
+        config: EncodeConfig,
+        progress: ActorHandle[Any] | None = None,
+        attempts: ActorHandle[Any] | None = None,
+    ) -> None:
         self._config = config
-        self._model = load_encoder(
-            config.location,
-            seed=config.seed,
-            device=config.device,
-            dtype=torch.float32 if config.dtype == "float32" else torch.bfloat16,
-        )
-        self._width = self._model.config.out_hidden_size
-        self._merged = self._model.config.spatial_merge_size**2
         self._progress = progress
-        self._running = threading.Lock()
-        self._device_name = (
-            torch.cuda.get_device_name() if config.device == "cuda" else config.device
-        )
+        self._attempts = OwnAttempts(attempts) if attempts is not None else None
+        self._failure: Exception | None = None
+        try:
+            self._start()
+        except Exception as error:
+            # The first call tells. Ray leaves the calls of an actor that raises here waiting for
+            # ever, if it is not the actor's first process (Ray 2.60).
+            self._failure = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """`schema.preprocessed` rows to `schema.encoded` rows, one for one and in order."""
+        """`schema.preprocessed` rows to `schema.encoded` rows, one for one and in order.
+
+        Raises:
+            DeviceError: The device fails, whatever the item.
+        """
+        if self._failure is not None:
+            raise self._failure
         present = rows["error_code"].is_null().combine_chunks().to_numpy(zero_copy_only=False)
         present &= rows["item_id"].is_valid().combine_chunks().to_numpy(zero_copy_only=False)
         items = np.flatnonzero(present).tolist()
-        grids = rows["grid_thw"].take(items).to_pylist() if items else []
-        counts = _PackCounts()
-        vectors, failures = self._vectors(grids, _patches(rows["patches"], items), counts)
-        table = self._table(rows, items, grids, vectors, failures)
-        self._report(table, counts)
+        block = _Block(
+            names=rows["item_id"].take(items).to_pylist() if items else [],
+            grids=rows["grid_thw"].take(items).to_pylist() if items else [],
+            patches=_patches(rows["patches"], items),
+        )
+        try:
+            vectors, failures = self._embed(block)
+        except RuntimeError as error:
+            self._end_if_sick(error)
+            raise
+        table = self._table(rows, items, block.grids, vectors, failures)
+        self._report(table, block.counts)
         return table
 
-    def _vectors(
-        self, grids: list[list[int]], patches: list[Levels], counts: _PackCounts
-    ) -> tuple[Vectors, dict[int, str]]:
-        """One pooled vector [D] an item, and why an item has none."""
-        segments = segments_of(grids)
-        sliced = [_slice(patches[s.item], s, grids[s.item][0]) for s in segments]
-        lengths = [segment.num_patches // self._merged for segment in segments]
-        packs = plan_packs(lengths, self._config.token_budget) if lengths else []
-        counts.tokens += sum(lengths)
-        counts.capacity += capacity(packs, lengths, self._config.token_budget)
-        pooled = np.zeros((len(segments), self._width), np.float32)
-        failures: dict[int, str] = {}
-        with self._running:
-            results = [result for pack in packs for result in self._run(pack, segments, sliced)]
-        for pack, vectors in results:
-            if vectors is None:
-                failures |= {segments[i].item: "one segment does not fit in memory" for i in pack}
-            else:
-                pooled[pack] = vectors.cpu().numpy()
-        return self._combine(segments, lengths, pooled, len(grids)), failures
-
-    def _run(
-        self, pack: list[int], segments: list[Segment], sliced: list[Levels]
-    ) -> list[tuple[list[int], torch.Tensor | None]]:
-        """One pack, in halves of halves where memory asks for it.
-
-        Returns:
-            Segments and their pooled vectors [segments, D], still on the device; None for a
-            segment that does not fit even alone.
-        """
-        import torch  # noqa: PLC0415
-
+    def _start(self) -> None:
+        if self._attempts is not None:
+            self._attempts.start()
         try:
-            return [(pack, self._forward(pack, segments, sliced))]
-        except torch.OutOfMemoryError:
-            # The allocator's fragments may be what is missing.
-            torch.cuda.empty_cache()
-        if len(pack) == 1:
-            return [(pack, None)]
-        half = len(pack) // 2
-        return [
-            *self._run(pack[:half], segments, sliced),
-            *self._run(pack[half:], segments, sliced),
-        ]
+            self._encoder = PackedEncoder(self._config)
+            # A sick device fails here, before it has an item to be blamed on.
+            self._encoder.check(tokens=1)
+        except RuntimeError as error:
+            self._end_if_sick(error)
+            raise
 
-    def _forward(
-        self, pack: list[int], segments: list[Segment], sliced: list[Levels]
-    ) -> torch.Tensor:
-        import torch  # noqa: PLC0415
+    def _end_if_sick(self, error: RuntimeError) -> None:
+        """Ends the process, without any of what Python does at its end, if its device is gone."""
+        if self._attempts is not None and is_device_error(error):
+            self._attempts.report(str(error).splitlines()[0][:200])
+            os._exit(1)
 
-        levels = torch.from_numpy(np.concatenate([sliced[index] for index in pack]))
-        if self._config.device == "cuda":
-            levels = levels.pin_memory().to("cuda", non_blocking=True)
-        grids = [(1, segments[index].height, segments[index].width) for index in pack]
-        with torch.inference_mode():
-            output = self._model.forward_features(levels, grids)
-            tokens = (
-                output.pooler_output
-                if self._config.features == "merged"
-                else output.last_hidden_state
-            ).float()
-            counts = [segments[index].num_patches // self._merged for index in pack]
-            parts = torch.split(tokens, counts)
-            if self._config.pool == "max":
-                return torch.stack([part.amax(0) for part in parts])
-            return torch.stack([part.mean(0) for part in parts])
-
-    def _combine(
-        self, segments: list[Segment], lengths: list[int], pooled: Vectors, items: int
-    ) -> Vectors:
-        """Segments' vectors to items' vectors [items, D]."""
-        out = np.zeros((items, self._width), np.float64)
-        if self._config.pool == "max":
-            out -= np.inf
-            for segment, vector in zip(segments, pooled, strict=True):
-                np.maximum(out[segment.item], vector, out=out[segment.item])
+    def _embed(self, block: _Block) -> tuple[Vectors, dict[int, Failure]]:
+        """One pooled vector [D] an item, and why an item has none."""
+        if self._attempts is None or not block.names:
+            return self._encoder(block.grids, block.patches, block.counts)
+        name = f"{block.names[0]} and {len(block.names) - 1} more"
+        if self._attempts.begin(name) < MOST_DEATHS:
+            vectors, failures = self._encoder(block.grids, block.patches, block.counts)
         else:
-            tokens = np.zeros((items, 1))
-            for segment, length, vector in zip(segments, lengths, pooled, strict=True):
-                out[segment.item] += vector.astype(np.float64) * length
-                tokens[segment.item] += length
-            out /= tokens
-        if self._config.normalize:
-            norms = np.linalg.norm(out, axis=1, keepdims=True)
-            with np.errstate(invalid="ignore"):  # What is not finite is told apart later.
-                out /= np.where(norms == 0, 1.0, norms)
-        return out.astype(np.float32)
+            with self._encoder.alone():
+                vectors, failures = self._one_by_one(block, self._attempts)
+        self._attempts.done(name, embedded=len(failures) < len(block.names))
+        return vectors, failures
+
+    def _one_by_one(
+        self, block: _Block, attempts: OwnAttempts
+    ) -> tuple[Vectors, dict[int, Failure]]:
+        """The same, of a block that has ended processes: split until the item is found.
+
+        Those that have ended a process when alone come last. So whatever can be embedded is,
+        which shows that the device is well, before an item is found guilty; on a device that
+        fails with every item, `MOST_ENDS` is reached before any is. An item's ends on other
+        devices do not count: those may have been sick.
+        """
+        vectors = np.zeros((len(block.names), self._encoder.width), np.float32)
+        failures: dict[int, Failure] = {}
+        tasks = [f"{name} alone on {attempts.device}" for name in block.names]
+        deaths = attempts.deaths(tasks)
+        for item in sorted(range(len(tasks)), key=deaths.__getitem__):
+            if deaths[item] >= MOST_DEATHS:
+                self._check_device(attempts)
+                message = "ended the encoder's process twice, alone in it"
+                failures[item] = Failure(message, deaths[item])
+                continue
+            attempts.begin(tasks[item])
+            found, failed = self._encoder([block.grids[item]], [block.patches[item]], block.counts)
+            vectors[item] = found[0]
+            if failed:
+                failures[item] = failed[0]
+            attempts.done(tasks[item], embedded=not failed)
+        return vectors, failures
+
+    def _check_device(self, attempts: OwnAttempts) -> None:
+        """Where no item has shown that the device is well, lets a whole pack of blank images.
+
+        That does not start the count of the device's ends anew: one that fails with every item,
+        if not with blank ones, is found at the next item.
+        """
+        if attempts.ends():
+            self._encoder.check(tokens=self._config.token_budget)
 
     def _table(
         self,
@@ -179,7 +175,7 @@ class Encode:
         items: list[int],
         grids: list[list[int]],
         vectors: Vectors,
-        failures: dict[int, str],
+        failures: dict[int, Failure],
     ) -> pa.Table:
         dtype = np.float32 if self._config.output_dtype == "float32" else np.float16
         with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite.
@@ -187,19 +183,20 @@ class Encode:
         found = {name: rows[name].to_pylist() for name in schema.FAILURE.names}
         found["num_tokens"] = [None] * rows.num_rows
         for item, row in enumerate(items):
-            found["num_tokens"][row] = math.prod(grids[item]) // self._merged
+            found["num_tokens"][row] = math.prod(grids[item]) // self._encoder.merged
             failure = None
             if item in failures:
-                failure = ("encode", "encode_failed", failures[item], 1)
+                why = failures[item]
+                failure = ("encode", "encode_failed", why.message, why.attempts)
             elif not np.isfinite(stored[item]).all():
                 message = f"the {self._config.output_dtype} vector is not finite"
                 failure = ("encode", "not_finite", message, 1)
             for name, value in zip(schema.FAILURE.names, failure or (), strict=False):
                 found[name][row] = value
         widths = np.zeros(rows.num_rows + 1, np.int32)
-        widths[np.array(items, np.int64) + 1] = self._width
+        widths[np.array(items, np.int64) + 1] = self._encoder.width
         found["embedding"] = pa.ListArray.from_arrays(np.cumsum(widths), stored.reshape(-1))
-        found["device"] = [self._device_name] * rows.num_rows
+        found["device"] = [self._encoder.device_name] * rows.num_rows
         target = schema.encoded(rows.schema, pa.from_numpy_dtype(dtype))
         columns = [
             found.get(field.name, rows[field.name] if field.name in rows.column_names else None)
@@ -207,7 +204,7 @@ class Encode:
         ]
         return pa.table(columns, schema=target)
 
-    def _report(self, table: pa.Table, counts: _PackCounts) -> None:
+    def _report(self, table: pa.Table, counts: PackCounts) -> None:
         if self._progress is None:
             return
         real = table["item_id"].is_valid()
@@ -231,9 +228,3 @@ def _patches(column: pa.ChunkedArray, items: list[int]) -> list[Levels]:
     starts = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
     levels = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
     return [levels[starts[row] : starts[row + 1]] for row in items]
-
-
-def _slice(patches: Levels, segment: Segment, slices: int) -> Levels:
-    """One segment of an item's patches, uint8 [num_patches, bytes_a_patch]."""
-    sliced: Levels = patches.reshape(slices, segment.num_patches, -1)[segment.slice]
-    return sliced

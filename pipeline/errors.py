@@ -4,6 +4,7 @@ PatchflowError                one clear line for a person; `exit_code` for the s
 |- UsageError           (2)   the command cannot work as typed
 |- StorageError         (1)   storage, credentials or network failed; resumable
 |- ClusterError         (1)   Ray did not start, or could not be joined
+|- DeviceError          (1)   what the encoder runs on keeps failing; resumable
 |- InternalError        (1)   an invariant of ours does not hold; shards stay open
 |- ResizedError         (1)   machines came or went; the run is laid out anew
 |- RaceError            (1)   another planner was faster; planning again helps
@@ -34,6 +35,10 @@ class StorageError(PatchflowError):
 
 class ClusterError(PatchflowError):
     """Ray did not start, or its cluster could not be joined."""
+
+
+class DeviceError(PatchflowError):
+    """What the encoder runs on keeps failing, whatever the item. The run can be resumed."""
 
 
 class InternalError(PatchflowError):
