@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test faults check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m jobs.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/faults -m ""
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

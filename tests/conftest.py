@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.support.photos",
     "tests.support.outputs",
     "tests.support.s3",
+    "tests.support.crowd",
 ]

@@ -2,84 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from PIL import Image
-from skimage import data
 
 from pipeline.verify import verify
-
-Row = dict[str, Any]
+from tests.support.commands import title_of
+from tests.support.crowd import SHARDS
 
 PREPROCESS = "ray::MapWorker(MapBatches(Preprocess"
 ENCODE = "ray::MapWorker(MapBatches(Encode"
-FOLDERS = 12
-SHARD_ROWS = 6
-SHARDS = 35
-
-
-@pytest.fixture(scope="module")
-def crowd(collection, tmp_path_factory) -> dict[str, Path]:
-    """The collection in twelve folders, with camera-sized photos in each, so that runs last.
-
-    Maps hard links to their originals.
-    """
-    root = tmp_path_factory.mktemp("crowd")
-    large = camera_photos(tmp_path_factory.mktemp("large"))
-    small = [*collection.good, *(collection.folder / name for name in collection.bad)]
-    links = {}
-    for number in range(FOLDERS):
-        for original in (*large, *small[number::FOLDERS]):
-            link = root / "photos" / f"{number:02d}" / original.name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.hardlink_to(original)
-            links[str(link)] = original
-    assert -(-len(links) // SHARD_ROWS) == SHARDS
-    return links
-
-
-def camera_photos(folder: Path) -> list[Path]:
-    """Six photos of 12 megapixels: enough work for a run to be caught in the middle of it."""
-    sides = {"retina.jpg": (3464, 3464), "hubble_deep_field.jpg": (3709, 3234)}
-    paths = []
-    for name, size in sides.items():
-        with Image.open(Path(data.data_dir) / name) as photo:
-            large = photo.resize(size, Image.Resampling.BILINEAR)
-        for quarter in range(3):
-            paths.append(folder / f"{quarter} {name}")
-            large.rotate(90 * quarter).save(paths[-1], quality=80)
-    return paths
-
-
-@pytest.fixture(scope="module")
-def args(crowd, clean_run) -> tuple[object, ...]:
-    """The clean run's options, with more and smaller shards."""
-    return (os.path.commonpath(crowd), "--shard-rows", SHARD_ROWS, *clean_run.args[-2:])
-
-
-@pytest.fixture(scope="module")
-def expected(crowd, clean_run, alone) -> tuple[list[Row], list[Row]]:
-    """Each photo embedded alone, and the clean run's errors, for every link."""
-    errors = {row["uri"]: row for row in clean_run.errors}
-
-    def linked(uri: str, row: Row) -> Row:
-        name = hashlib.blake2b(uri.encode(), digest_size=16).hexdigest()
-        return row | {"uri": uri, "item_id": name}
-
-    pairs = sorted(crowd.items())
-    return (
-        [linked(uri, alone(path)) for uri, path in pairs if str(path) not in errors],
-        [linked(uri, errors[str(path)]) for uri, path in pairs if str(path) in errors],
-    )
 
 
 @dataclass(frozen=True)
@@ -105,14 +42,14 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(args, commands, output_at, tmp_path_factory) -> Story:
+def story(crowd, commands, output_at, tmp_path_factory) -> Story:
     """The same command again and again, stopped ever later, then left alone."""
     output = output_at(tmp_path_factory.mktemp("killed") / "output")
     frozen = output.folder / "_patchflow" / "manifest" / "g000000.json"
     stops: dict[str, Stop] = {}
 
     def stop(moment: str, when: Callable[[Any], Any], how: Callable[[Any], Any]) -> None:
-        command = commands.job("embed", *args, "--output", output.folder)
+        command = commands.job("embed", *crowd.args, "--output", output.folder)
         command.wait_until(moment, lambda: when(command))
         processes = len(command.family())
         started = time.monotonic()
@@ -137,7 +74,7 @@ def story(args, commands, output_at, tmp_path_factory) -> Story:
         before = len(output.commits())
         stop(moment, more_than(before), lambda command, n=number: command.interrupt(n))
     stop("near the end", more_than(SHARDS - 6), kill)
-    last = commands.run("embed", *args, "--output", output.folder)
+    last = commands.run("embed", *crowd.args, "--output", output.folder)
     assert last.code == 0, str(last)
     return Story(output, stops, last)
 
@@ -173,14 +110,14 @@ def test_what_was_committed_is_never_touched_again(story) -> None:
         assert {name: after.get(name) for name in stop.objects} == stop.objects, stop.moment
 
 
-def test_the_resumed_output_equals_an_undisturbed_one(story, expected, assert_rows) -> None:
-    embeddings, errors = expected
-    assert_rows(story.output.rows(), embeddings)
-    assert story.output.rows("errors") == errors
+def test_the_resumed_output_equals_an_undisturbed_one(story, crowd, assert_rows) -> None:
+    assert_rows(story.output.rows(), crowd.embeddings)
+    assert story.output.rows("errors") == crowd.errors
 
 
-def test_the_resumed_output_verifies_with_every_item_once(story, crowd, commands) -> None:
-    assert story.output.terminal() == sorted(crowd)
+def test_the_resumed_output_verifies_with_every_item_once(story, crowd, commands, score) -> None:
+    score.kills += len(KILLS)
+    score.rows(crowd.originals, story.output.terminal())
     audit = commands.run("verify", "--output", story.output.folder)
     assert (audit.code, audit.err) == (0, ""), str(audit)
     assert audit.out.startswith(f"{SHARDS} of {SHARDS} shards committed: ")
@@ -207,10 +144,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_running(
 
 
 def test_a_run_survives_the_death_of_an_encoder_and_a_preprocess_actor(
-    args, expected, commands, output_at, assert_rows, tmp_path
+    crowd, commands, output_at, assert_rows, tmp_path, score
 ) -> None:
     output = output_at(tmp_path / "output")
-    command = commands.job("embed", *args, "--output", output.folder)
+    command = commands.job("embed", *crowd.args, "--output", output.folder)
     command.wait_until("a shard is committed", output.commits)
     victims = {title: command.family(title) for title in (ENCODE, PREPROCESS)}
     for title, actors in victims.items():
@@ -226,8 +163,42 @@ def test_a_run_survives_the_death_of_an_encoder_and_a_preprocess_actor(
     assert done.code == 0, str(done)
     assert done.left_behind == []
     assert not any(psutil.pid_exists(a.pid) and a.is_running() for v in victims.values() for a in v)
-    embeddings, errors = expected
-    assert_rows(output.rows(), embeddings)
-    assert output.rows("errors") == errors
-    assert verify(str(output.folder)).breaches == []
+    assert_rows(output.rows(), crowd.embeddings)
+    assert output.rows("errors") == crowd.errors
+    score.kills += 2
+    score.rows(crowd.originals, output.terminal())
+    score.objects(verify(str(output.folder)).breaches)
     assert len(output.commits()) == SHARDS
+
+
+COMMIT = "ray::MapBatches(commit_shard"
+
+
+@pytest.mark.whole
+def test_a_run_survives_the_death_of_its_commit_tasks(
+    crowd, commands, output_at, assert_rows, tmp_path, score
+) -> None:
+    output = output_at(tmp_path / "output")
+    command = commands.job("embed", *crowd.args, "--output", output.folder)
+    command.wait_until("a shard is committed", output.commits)
+    for _ in range(3):
+        command.wait_until("a commit is killed", lambda: kill_a_commit(command))
+        score.kills += 1
+    done = command.ended()
+    assert done.code == 0, str(done)
+    assert_rows(output.rows(), crowd.embeddings)
+    assert output.rows("errors") == crowd.errors
+    score.rows(crowd.originals, output.terminal())
+    score.objects(verify(str(output.folder)).breaches)
+
+
+def kill_a_commit(command: Any) -> bool:
+    """Kills a worker while it commits, which takes it milliseconds: its title says when."""
+    workers = command.family("ray::")
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        for worker in workers:
+            if title_of(worker).startswith(COMMIT):
+                worker.kill()
+                return True
+    return False

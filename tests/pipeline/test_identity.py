@@ -46,61 +46,6 @@ def test_a_new_output_can_be_begun_and_resumed(tmp_path: Path) -> None:
     assert check_resumable(str(output), asked.semantics) is True
 
 
-@pytest.mark.parametrize(
-    ("options", "device", "names"),
-    [
-        ({"pool": "max"}, "cpu", ["pool was mean, now max"]),
-        ({"features": "last_hidden_state"}, "cpu", ["features was merged, now last_hidden_state"]),
-        ({"normalize": True}, "cpu", ["normalize was False, now True"]),
-        ({"output_dtype": "float16"}, "cpu", ["output_dtype was float32, now float16"]),
-        ({"min_pixels": 5000}, "cpu", ["min_pixels was 6272, now 5000"]),
-        ({"max_pixels": 100_000}, "cpu", ["max_pixels was 5880000, now 100000"]),
-        ({"seed": 1}, "cpu", ["encoder_digest was"]),
-        ({"encoder": "small"}, "cpu", ["encoder_digest was"]),
-        ({}, "cuda", ["compute_dtype was float32, now bfloat16"]),
-        ({"pool": "max", "normalize": True}, "cpu", ["pool was", "normalize was"]),
-    ],
-)
-def test_another_configuration_is_refused_naming_what_differs(
-    tmp_path: Path,
-    files: Files,
-    options: dict[str, Any],
-    device: ComputeDevice,
-    names: list[str],
-) -> None:
-    output = tmp_path / "out"
-    begin(output)
-    before = files(tmp_path)
-    with pytest.raises(UsageError) as caught:
-        check_resumable(str(output), identity(config(output, **options), device).semantics)
-    line = str(caught.value)
-    assert all(name in line for name in names)
-    assert line.count(" was ") == len(names) + 1  # "OUTPUT was made with another configuration".
-    assert str(output) in line and "\n" not in line
-    assert files(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"inputs": ("elsewhere",)},
-        {"token_budget": 1},
-        {"encoder_actors": 3, "preprocess_actors": 5},
-        {"max_error_rate": 0.5},
-        {"shards": "1:2"},
-        {"limit": 1},
-        {"device": "cpu"},
-        {"verbose": True},
-        {"min_pixels": 112 * 112 // 2, "max_pixels": 28 * 28 * 7500},  # The family's own.
-    ],
-    ids=" ".join,
-)
-def test_what_results_do_not_depend_on_may_change(tmp_path: Path, options: dict[str, Any]) -> None:
-    begin(tmp_path / "out")
-    asked = config(tmp_path / "out", **options)
-    assert check_resumable(str(tmp_path / "out"), identity(asked, "cpu").semantics)
-
-
 def test_of_two_runs_that_begin_an_output_at_once_the_other_must_agree(tmp_path: Path) -> None:
     output = tmp_path / "out"
     begin(output)
@@ -251,11 +196,3 @@ def test_a_damaged_run_is_told_in_a_line(tmp_path: Path, content: bytes) -> None
     with pytest.raises(PatchflowError, match=r"run\.json") as caught:
         check_resumable(str(tmp_path), found.semantics)
     assert "\n" not in str(caught.value)
-
-
-def test_an_output_of_another_schema_is_refused(tmp_path: Path) -> None:
-    found = begin(tmp_path)
-    path = tmp_path / "_patchflow" / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(UsageError, match="schema version 99"):
-        check_resumable(str(tmp_path), found.semantics)

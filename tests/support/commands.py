@@ -108,6 +108,14 @@ class Command:
                 )
             time.sleep(0.01)
 
+    def output(self) -> str:
+        """What it has written to standard output so far."""
+        return self._logs[0].read_text()
+
+    def errors(self) -> str:
+        """What it has written to standard error so far."""
+        return self._logs[1].read_text()
+
     def kill(self) -> Done:
         """`kill -9` of the whole process tree, the driver first."""
         self.process.kill()

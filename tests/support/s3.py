@@ -60,6 +60,15 @@ class S3:
                 )
             )
 
+    def etags(self, prefix: str) -> dict[str, str]:
+        """ETags of the bucket `media`'s objects below `prefix`, by key, without quotes."""
+        pages = self.client.get_paginator("list_objects_v2")
+        return {
+            entry["Key"]: entry["ETag"].strip('"')
+            for page in pages.paginate(Bucket="media", Prefix=prefix)
+            for entry in page.get("Contents", [])
+        }
+
     def objects(self, prefix: str) -> dict[str, tuple[str, Any]]:
         """ETag and time of every object of the bucket `embeddings` below `prefix`, by key."""
         pages = self.client.get_paginator("list_objects_v2")
