@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tenacity import stop_after_attempt
 
+from pipeline.blame import fetch_item
 from pipeline.errors import ItemError, StorageError, UsageError
 from pipeline.s3 import S3Storage
 from pipeline.sources import Skipped, candidates
@@ -43,8 +45,10 @@ def test_a_version_in_the_name_is_part_of_the_key(s3_media: str) -> None:
 
 def test_a_key_that_the_server_refuses_is_an_error_of_that_item(s3_media: str) -> None:
     # SeaweedFS takes no `..`; that it was asked for one shows that the key went out as it was.
+    store = storage_for(s3_media)
+    store.write(f"{s3_media}/elsewhere/y.jpg", b"data")
     with pytest.raises(ItemError, match="InvalidRequest") as caught:
-        storage_for(s3_media).fetch(f"{s3_media}/a/../x.jpg")
+        fetch_item(store, f"{s3_media}/a/../x.jpg", version=None, max_bytes=None)
     assert caught.value.code == "read_failed"
 
 
@@ -53,7 +57,7 @@ def test_a_console_made_folder_is_no_object(s3_media: str) -> None:
     store.write(f"{s3_media}/folder/x.jpg", b"data")
     assert isinstance(store, S3Storage)
     bucket, key = s3_media.removeprefix("s3://").split("/")
-    store._fs.call_s3("put_object", Bucket=bucket, Key=f"{key}/empty/", Body=b"")
+    store._client.call("put_object", bucket, Key=f"{key}/empty/", Body=b"")
     assert [info.uri for info in store.list(s3_media)] == [f"{s3_media}/folder/x.jpg"]
 
 
@@ -112,7 +116,7 @@ def test_wrong_credentials_or_endpoint_are_a_storage_error_in_one_line(
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     else:
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("pipeline.s3._CLIENT", {"retries": {"total_max_attempts": 1}})
+    monkeypatch.setattr("pipeline.s3_client.PATIENTLY.stop", stop_after_attempt(1))
     fresh_s3_clients()
     store = storage_for(s3_media)
     attempts = [
