@@ -48,9 +48,10 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, _TRANSIENT)
 
 
+WAIT = wait_random_exponential(multiplier=0.25, max=10)
 PATIENTLY = AsyncRetrying(
     retry=retry_if_exception(_may_pass),
-    wait=wait_random_exponential(multiplier=0.25, max=10),
+    wait=WAIT,
     stop=stop_after_attempt(10) | stop_after_delay(120),
     reraise=True,
 )
@@ -124,17 +125,15 @@ def told(uri: str, *, missing: type[Exception] = FileNotFoundError) -> Iterator[
             f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
     except ClientError as error:
-        code, line = code_of(error), " ".join(str(error).split())
+        code, said = code_of(error), " ".join(error.response["Error"].get("Message", "").split())
         if code == "NoSuchBucket":
             bucket = uri.removeprefix("s3://").partition("/")[0]
             raise missing(f"the bucket {bucket!r} does not exist") from error
         if code in ("NoSuchKey", "404"):
             raise missing(uri) from error
         if code in _EXPIRED:
-            line = (
-                f"{code}: the credentials have expired; renew them and run the same command again"
-            )
+            said = "the credentials have expired; renew them and run the same command again"
         kind = RefusedError if _status(error) == _FORBIDDEN else StorageError
-        raise kind(f"{uri}: {line}") from error
+        raise kind(f"{uri}: {code}: {said}") from error
     except (OSError, BotoCoreError, aiohttp.ClientError) as error:
         raise StorageError(f"{uri}: {' '.join(str(error).split())}") from error
