@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 import random
 import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote
@@ -26,9 +28,10 @@ import aiohttp
 import pytest
 import s3fs
 from aiohttp import web
+from tenacity import wait_none
 from yarl import URL
 
-from pipeline import storage
+from pipeline import s3_client, storage
 
 Kind = Literal[
     "status",  # refused with `status` and `code`; the server is not asked
@@ -79,6 +82,15 @@ Rule = Callable[[Asked], Fault | None]
 
 def nothing(asked: Asked) -> Fault | None:
     return None
+
+
+def once(fault: Fault, *methods: str) -> Rule:
+    """Every request of these methods fails the first time."""
+
+    def rule(asked: Asked) -> Fault | None:
+        return fault if asked.method in methods and asked.times == 1 else None
+
+    return rule
 
 
 def at_random(seed: int, share: float, faults: list[Fault]) -> Rule:
@@ -246,17 +258,27 @@ def _without_lingering(transport: asyncio.Transport) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def use(patch: pytest.MonkeyPatch, env: dict[str, str], endpoint: str) -> None:
-    """This process's credentials are `env`'s, its endpoint is `endpoint`."""
-    for name, value in (env | {"AWS_ENDPOINT_URL": endpoint}).items():
-        patch.setenv(name, value)
-    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
-        patch.delenv(name, raising=False)
-    forget_clients()
+@contextmanager
+def this_process_through(env: dict[str, str]) -> Iterator[FaultyS3]:
+    """A proxy before the server of `env`, which this process uses, without waits between retries.
+
+    An answer that stalls for a second is given up.
+    """
+    quick = s3_client._CLIENT | {"read_timeout": 1}
+    with FaultyS3(env["AWS_ENDPOINT_URL"]) as faulty, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        here = {"AWS_ENDPOINT_URL": faulty.endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
+        for name, value in (env | here).items():
+            patch.setenv(name, value)
+        patch.setattr(s3_client, "_CLIENT", quick)
+        patch.setattr(s3_client.PATIENTLY, "wait", wait_none())
+        patch.setattr(s3_client.BRIEFLY, "wait", wait_none())
+        _forget_clients()
+        yield faulty
+    _forget_clients()
 
 
-def forget_clients() -> None:
-    """The next use of S3 reads the environment anew."""
+def _forget_clients() -> None:
     storage._storage.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()

@@ -13,32 +13,28 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tenacity import stop_after_attempt, wait_none
+from tenacity import stop_after_attempt
 
 from pipeline import s3_client
 from pipeline.errors import StorageError
 from pipeline.manifest import Shard, read_shard
 from pipeline.s3 import S3Storage
 from pipeline.storage import storage_for
-from tests.faults.proxy import Asked, Fault, FaultyS3, at_random, forget_clients, use
+from tests.faults.proxy import Asked, Fault, FaultyS3, at_random, once, this_process_through
 
 DATA = bytes(range(256)) * 1200
 REFUSED = [Fault("status", 503, "SlowDown"), Fault("status", 500, "InternalError")]
-BROKEN = [Fault("reset"), Fault("reset after"), Fault("stall")]
-IN_THE_BODY = [Fault("cut body"), Fault("reset body"), Fault("stall body")]
+LOST = [Fault("reset"), Fault("reset after")]
+IN_THE_BODY = [Fault("cut body"), Fault("reset body")]
+# Each takes the second that an answer is waited for.
+STALL = pytest.param(Fault("stall"), marks=pytest.mark.whole)
+STALL_IN_THE_BODY = pytest.param(Fault("stall body"), marks=pytest.mark.whole)
 
 
 @pytest.fixture(scope="module")
 def proxy(s3: Any) -> Iterator[FaultyS3]:
-    """The proxy, which is this process's endpoint; its clients do not wait, and for half a second at most."""
-    quick = s3_client._CLIENT | {"read_timeout": 0.5}
-    with FaultyS3(s3.env["AWS_ENDPOINT_URL"]) as faulty, pytest.MonkeyPatch.context() as patch:
-        use(patch, s3.env, faulty.endpoint)
-        patch.setattr(s3_client, "_CLIENT", quick)
-        patch.setattr(s3_client.PATIENTLY, "wait", wait_none())
-        patch.setattr(s3_client.BRIEFLY, "wait", wait_none())
+    with this_process_through(s3.env) as faulty:
         yield faulty
-    forget_clients()
 
 
 @pytest.fixture
@@ -46,13 +42,6 @@ def place(proxy: FaultyS3) -> str:
     """An empty prefix; nothing fails yet."""
     proxy.heal()
     return f"s3://media/{uuid.uuid4().hex}"
-
-
-def once(fault: Fault, *methods: str) -> Callable[[Asked], Fault | None]:
-    def rule(asked: Asked) -> Fault | None:
-        return fault if asked.method in methods and asked.times == 1 else None
-
-    return rule
 
 
 def name(fault: Fault) -> str:
@@ -81,7 +70,9 @@ WRITES: dict[str, Callable[[S3Storage, str], object]] = {
 }
 
 
-@pytest.mark.parametrize("fault", [*REFUSED, *BROKEN, *IN_THE_BODY], ids=name)
+@pytest.mark.parametrize(
+    "fault", [*REFUSED, *LOST, *IN_THE_BODY, STALL, STALL_IN_THE_BODY], ids=name
+)
 @pytest.mark.parametrize("verb", READS)
 def test_a_read_that_fails_once_is_sent_again(
     proxy: FaultyS3, place: str, fault: Fault, verb: str
@@ -93,7 +84,7 @@ def test_a_read_that_fails_once_is_sent_again(
     assert sum(proxy.faults().values()) == 1
 
 
-@pytest.mark.parametrize("fault", [*REFUSED, *BROKEN], ids=name)
+@pytest.mark.parametrize("fault", [*REFUSED, *LOST, STALL], ids=name)
 def test_a_stat_that_fails_once_is_sent_again(proxy: FaultyS3, place: str, fault: Fault) -> None:
     store = storage_for(place)
     store.write(f"{place}/x", DATA)
@@ -103,7 +94,7 @@ def test_a_stat_that_fails_once_is_sent_again(proxy: FaultyS3, place: str, fault
     assert sum(proxy.faults().values()) == 1
 
 
-@pytest.mark.parametrize("fault", [*REFUSED, *BROKEN, Fault("break upload")], ids=name)
+@pytest.mark.parametrize("fault", [*REFUSED, *LOST, Fault("break upload"), STALL], ids=name)
 @pytest.mark.parametrize("verb", WRITES)
 def test_a_write_that_fails_once_is_sent_again(
     proxy: FaultyS3, place: str, fault: Fault, verb: str
@@ -177,7 +168,7 @@ def test_a_third_of_all_requests_may_fail_and_every_object_is_right(
     proxy: FaultyS3, place: str
 ) -> None:
     store = storage_for(place)
-    objects = {f"{place}/{n:03}": bytes([n % 256]) * (1 + 97 * n) for n in range(300)}
+    objects = {f"{place}/{n:03}": bytes([n % 256]) * (1 + 97 * n) for n in range(200)}
     proxy.rule = at_random(7, 0.3, [*REFUSED, Fault("reset"), Fault("reset after")])
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda item: store.write(*item), objects.items()))
@@ -186,7 +177,7 @@ def test_a_third_of_all_requests_may_fail_and_every_object_is_right(
         uri: len(data) for uri, data in objects.items()
     }
     # More than botocore's own retries would have a budget for.
-    assert sum(proxy.faults().values()) > 200
+    assert sum(proxy.faults().values()) > 120
 
 
 def test_a_manifest_is_read_whole_through_any_fault_or_not_at_all(
@@ -258,11 +249,13 @@ def test_a_large_file_is_uploaded_in_parts_that_may_fail(
     proxy: FaultyS3, place: str, s3: Any, large: Path
 ) -> None:
     store = storage_for(place)
-    proxy.rule = once(Fault("reset after"), "PUT")
+    fails_once = once(Fault("reset after"), "PUT", "POST")
+    # Were the request repeated that begins an upload, there would be two, and one for `clean`.
+    proxy.rule = lambda asked: fails_once(asked) if "uploadId" in asked.query else None
     store.upload(f"{place}/x", str(large))
     assert store.read(f"{place}/x") == large.read_bytes()
-    parts = [r.query["partNumber"] for r in proxy.requests if "partNumber" in r.query]
-    assert parts == ["1", "1", "2", "2", "3", "3"]
+    assert proxy.faults() == {"reset after": 4}
+    assert {r.query.get("partNumber") for r in proxy.requests} == {"1", "2", "3", None}
     assert uploads(s3, place) == []
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of `embed` from and to an S3 server that fails: at random, for good, or for a while."""
+"""Whole runs of `embed` from and to an S3 server that fails, at random or for good."""
 
 from __future__ import annotations
 
