@@ -96,19 +96,27 @@ class LocalStorage:
         self._read[_mount(uri)] = uri
         return Fetched(data=data, version=after.version)
 
+    def _mounts_above(self, uri: str) -> Iterator[str]:
+        """The mounts that this process has read from and that `uri` lies, or should lie, on."""
+        path = Path(os.path.realpath(local_path(uri)))
+        return (mount for mount in tuple(self._read) if path.is_relative_to(mount))
+
     def _check_mounts(self, uri: str) -> None:
-        """Raises StorageError if `uri` lies below a mount that was there and no longer is."""
-        path = os.path.realpath(local_path(uri))
-        for mount in list(self._read):
-            if Path(path).is_relative_to(mount) and not os.path.ismount(mount):
-                raise StorageError(f"{mount} is no longer mounted; mount it again and resume")
+        """Raises StorageError if what `uri` was on is no longer there."""
+        for mount in self._mounts_above(uri):
+            if not os.path.ismount(mount):
+                raise StorageError(
+                    f"{mount} is no longer mounted; mount it and run the same command again"
+                )
 
     def answers(self, beside: str) -> bool:
-        """Beginnings of the file that was read last on that mount, or of some in the folder."""
+        """A byte of the file that was read last on that mount, or of some in the folder."""
         try:
-            last = self._read.get(_mount(beside), beside)
+            # The innermost: of a mount that is broken, the kernel may say that it is none.
+            mount = max([_mount(beside), *self._mounts_above(beside)], key=len)
             listed = (info.uri for info in _walk(str(Path(local_path(beside)).parent)))
-            others = itertools.chain([last], itertools.islice(listed, _OTHERS + 1))
+            some = itertools.islice(listed, _OTHERS + 1)
+            others = itertools.chain([self._read.get(mount, beside)], some)
             return any(_is_readable(other) for other in others if other != beside)
         except (OSError, StorageError):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.blame import fetch_item
 from pipeline.errors import ItemError, StorageError
+from pipeline.local import LocalStorage
 from pipeline.storage import storage_for
 from tests.faults.proxy import Asked, Fault, FaultyS3, Rule, this_process_through
 
@@ -186,6 +188,22 @@ def test_no_file_is_blamed_where_none_beside_it_can_be_read(folder: Path) -> Non
         break_file(folder / str(n))
     with pytest.raises(StorageError, match="Input/output error"):
         fetch(f"{folder}/0")
+
+
+def test_another_mount_does_not_answer_for_one_that_is_broken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose mount point the kernel cannot even look at: the folder above looks like the mount."""
+    store, is_mount = LocalStorage(), os.path.ismount
+    broken = folder / "disk"
+    broken.mkdir()
+    (broken / "x").write_bytes(b"data")
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(broken) or is_mount(path))
+    for path in (broken / "x", folder / "0"):
+        assert store.read(str(path)) == b"data"
+    monkeypatch.setattr(os.path, "ismount", is_mount)
+    (broken / "x").unlink()
+    assert not store.answers(f"{broken}/y")
 
 
 def test_a_file_is_not_taken_for_readable_because_it_once_was(folder: Path) -> None:

@@ -27,8 +27,10 @@ REFUSED = [Fault("status", 503, "SlowDown"), Fault("status", 500, "InternalError
 LOST = [Fault("reset"), Fault("reset after")]
 IN_THE_BODY = [Fault("cut body"), Fault("reset body")]
 # Each takes the second that an answer is waited for.
-STALL = pytest.param(Fault("stall"), marks=pytest.mark.whole)
-STALL_IN_THE_BODY = pytest.param(Fault("stall body"), marks=pytest.mark.whole)
+STALLS = [
+    pytest.param(Fault("stall"), marks=pytest.mark.whole),
+    pytest.param(Fault("stall body"), marks=pytest.mark.whole),
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +72,7 @@ WRITES: dict[str, Callable[[S3Storage, str], object]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "fault", [*REFUSED, *LOST, *IN_THE_BODY, STALL, STALL_IN_THE_BODY], ids=name
-)
+@pytest.mark.parametrize("fault", [*REFUSED, *LOST, *IN_THE_BODY, *STALLS], ids=name)
 @pytest.mark.parametrize("verb", READS)
 def test_a_read_that_fails_once_is_sent_again(
     proxy: FaultyS3, place: str, fault: Fault, verb: str
@@ -84,7 +84,7 @@ def test_a_read_that_fails_once_is_sent_again(
     assert sum(proxy.faults().values()) == 1
 
 
-@pytest.mark.parametrize("fault", [*REFUSED, *LOST, STALL], ids=name)
+@pytest.mark.parametrize("fault", [*REFUSED, *LOST, STALLS[0]], ids=name)
 def test_a_stat_that_fails_once_is_sent_again(proxy: FaultyS3, place: str, fault: Fault) -> None:
     store = storage_for(place)
     store.write(f"{place}/x", DATA)
@@ -94,7 +94,7 @@ def test_a_stat_that_fails_once_is_sent_again(proxy: FaultyS3, place: str, fault
     assert sum(proxy.faults().values()) == 1
 
 
-@pytest.mark.parametrize("fault", [*REFUSED, *LOST, Fault("break upload"), STALL], ids=name)
+@pytest.mark.parametrize("fault", [*REFUSED, *LOST, Fault("break upload"), STALLS[0]], ids=name)
 @pytest.mark.parametrize("verb", WRITES)
 def test_a_write_that_fails_once_is_sent_again(
     proxy: FaultyS3, place: str, fault: Fault, verb: str

@@ -1,5 +1,6 @@
 """What only S3 does, against a real server."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,9 +10,14 @@ from tenacity import stop_after_attempt
 
 from pipeline.blame import fetch_item
 from pipeline.errors import ItemError, StorageError, UsageError
+from pipeline.known import PlanReport
+from pipeline.manifest import Generation
+from pipeline.marker import Marker
 from pipeline.s3 import S3Storage
 from pipeline.sources import Skipped, candidates
 from pipeline.storage import storage_for
+from pipeline.verify import verify
+from tests.faults.proxy import Fault, once, this_process_through
 
 
 def test_a_listing_goes_on_past_a_page(s3_media: str) -> None:
@@ -128,3 +134,24 @@ def test_wrong_credentials_or_endpoint_are_a_storage_error_in_one_line(
         with pytest.raises(StorageError, match=says) as caught:
             attempt()
         assert "\n" not in str(caught.value)
+
+
+def test_a_plan_and_commits_whose_every_answer_is_lost_once_are_whole(
+    s3_media: str,
+    write_manifest: Callable[..., str],
+    freeze: Callable[..., tuple[PlanReport, Generation | None]],
+    commit: Callable[..., list[Marker]],
+) -> None:
+    environment = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    names = [f"/media/{n}.jpg" for n in range(7)]
+    with this_process_through(environment) as proxy:
+        proxy.rule = once(Fault("reset after"), "PUT", "DELETE")
+        _, generation = freeze(s3_media, write_manifest({"uri": names}), shard_rows=3)
+        assert generation is not None
+        markers = commit(s3_media, generation, failed={1: "corrupt"})
+        # A part and a generation; an intent, put and deleted, and three objects of each shard.
+        assert proxy.faults() == {"reset after": 2 + 3 * 5}
+        assert [(marker.embedded, marker.failed) for marker in markers] == [(2, 1), (2, 1), (1, 0)]
+        assert verify(s3_media).breaches == []
+        with pytest.raises(FileNotFoundError):
+            list(storage_for(s3_media).list(f"{s3_media}/_patchflow/intents"))
