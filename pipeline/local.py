@@ -96,15 +96,14 @@ class LocalStorage:
         self._read[_mount(uri)] = uri
         return Fetched(data=data, version=after.version)
 
-    def _mounts_above(self, uri: str) -> Iterator[str]:
-        """The mounts that this process has read from and that `uri` lies, or should lie, on."""
-        path = Path(os.path.realpath(local_path(uri)))
-        return (mount for mount in tuple(self._read) if path.is_relative_to(mount))
-
     def _check_mounts(self, uri: str) -> None:
-        """Raises StorageError if what `uri` was on is no longer there."""
-        for mount in self._mounts_above(uri):
-            if not os.path.ismount(mount):
+        """Raises StorageError if `uri` is below a mount that was read from and is gone, or broken.
+
+        The folder that a mount leaves behind would be taken for all that ever was.
+        """
+        path = Path(os.path.realpath(local_path(uri)))
+        for mount in tuple(self._read):
+            if path.is_relative_to(mount) and not os.path.ismount(mount):
                 raise StorageError(
                     f"{mount} is no longer mounted; mount it and run the same command again"
                 )
@@ -112,11 +111,10 @@ class LocalStorage:
     def answers(self, beside: str) -> bool:
         """A byte of the file that was read last on that mount, or of some in the folder."""
         try:
-            # The innermost: of a mount that is broken, the kernel may say that it is none.
-            mount = max([_mount(beside), *self._mounts_above(beside)], key=len)
+            self._check_mounts(beside)
+            last = self._read.get(_mount(beside), beside)
             listed = (info.uri for info in _walk(str(Path(local_path(beside)).parent)))
-            some = itertools.islice(listed, _OTHERS + 1)
-            others = itertools.chain([self._read.get(mount, beside)], some)
+            others = itertools.chain([last], itertools.islice(listed, _OTHERS + 1))
             return any(_is_readable(other) for other in others if other != beside)
         except (OSError, StorageError):
             return False

@@ -193,7 +193,7 @@ def test_no_file_is_blamed_where_none_beside_it_can_be_read(folder: Path) -> Non
 def test_another_mount_does_not_answer_for_one_that_is_broken(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whose mount point the kernel cannot even look at: the folder above looks like the mount."""
+    """Nor what the mount had hidden: its mount point looks like any folder then."""
     store, is_mount = LocalStorage(), os.path.ismount
     broken = folder / "disk"
     broken.mkdir()
@@ -202,7 +202,7 @@ def test_another_mount_does_not_answer_for_one_that_is_broken(
     for path in (broken / "x", folder / "0"):
         assert store.read(str(path)) == b"data"
     monkeypatch.setattr(os.path, "ismount", is_mount)
-    (broken / "x").unlink()
+    (broken / "x").rename(broken / "hidden")
     assert not store.answers(f"{broken}/y")
 
 

@@ -176,7 +176,6 @@ def test_a_third_of_all_requests_may_fail_and_every_object_is_right(
     assert {info.uri: info.size_bytes for info in store.list(place)} == {
         uri: len(data) for uri, data in objects.items()
     }
-    # More than botocore's own retries would have a budget for.
     assert sum(proxy.faults().values()) > 120
 
 
