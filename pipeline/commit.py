@@ -43,6 +43,8 @@ from pipeline.storage import storage_for
 _LIBRARIES = ("patchflow", "torch", "pillow", "numpy", "pyarrow", "ray")
 # An intent can vanish between its creation and its reading, at most as often as it is deleted.
 _ROUNDS = 10
+# More of a shard's items that could not be read than this are no accident of theirs.
+_UNREADABLE_SHARE, _UNREADABLE_ITEMS = 0.01, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +207,17 @@ def _check(block: pa.Table, config: CommitConfig) -> tuple[str, pa.Table]:
         values = pc.unique(items[name]).to_pylist()
         if len(values) != 1:
             raise InternalError(f"{shards[0]} has several values of {name}: {values[:4]}")
+    _check_readable(shards[0], items)
     return shards[0], items
+
+
+def _check_readable(shard: str, items: pa.Table) -> None:
+    unread = items.filter(pc.equal(items["error_code"], "read_failed"))
+    if unread.num_rows > max(_UNREADABLE_ITEMS, _UNREADABLE_SHARE * items.num_rows):
+        raise StorageError(
+            f"{unread.num_rows:,} of {items.num_rows:,} items of {shard} could not be read: "
+            f"{unread['error_message'][0]}; the run stops; run the same command again"
+        )
 
 
 def _embeddings(shard: str, good: pa.Table, config: CommitConfig) -> pa.Table:

@@ -7,18 +7,18 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from pipeline.cluster import choose_device, in_cluster, ray_running
 from pipeline.commit import recover
 from pipeline.config import EmbedConfig, slice_of
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.identity import check_resumable, identity, record
 from pipeline.known import PlanReport
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
 from pipeline.plan import check_layout, plan_next
-from pipeline.storage import output_root
+from pipeline.storage import output_root, storage_for
 from pipeline.summary import Summary
 
 
@@ -74,6 +74,9 @@ def _run_name() -> str:
 
 def _open_shards(config: EmbedConfig, planned: list[Generation]) -> list[Shard]:
     done = committed(config.output)
+    # Not every store lets everyone see what is left; no run fails over it.
+    with suppress(StorageError):
+        storage_for(config.output).clean(config.output)
     done |= recover(config.output, done)
     start, stop = slice_of(config.shards)
     most = max(generation.shards for generation in planned)

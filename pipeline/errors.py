@@ -3,6 +3,7 @@
 PatchflowError                one clear line for a person; `exit_code` for the shell
 |- UsageError           (2)   the command cannot work as typed
 |- StorageError         (1)   storage, credentials or network failed; resumable
+|  |- RefusedError            storage does not let us have one object, or any
 |- ClusterError         (1)   Ray did not start, or could not be joined
 |- DeviceError          (1)   what the encoder runs on keeps failing; resumable
 |- InternalError        (1)   an invariant of ours does not hold; shards stay open
@@ -31,6 +32,10 @@ class UsageError(PatchflowError):
 
 class StorageError(PatchflowError):
     """Storage, credentials or the network failed. Nothing is lost; the run can be resumed."""
+
+
+class RefusedError(StorageError):
+    """Storage does not let us have an object: may be the credentials, may be the object."""
 
 
 class ClusterError(PatchflowError):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +17,7 @@ from typing import BinaryIO
 
 from pipeline.errors import ItemError, StorageError
 from pipeline.location import local_path, local_uri
-from pipeline.objects import Fetched, ObjectInfo, read_whole
+from pipeline.objects import ABANDONED_S, Fetched, ObjectInfo, read_whole
 
 # Errors that are true of one name alone; any other says something of the disk.
 _NAME_ERRORS = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
@@ -26,10 +29,18 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 # A writer that was killed leaves its temporary file; the name keeps it out of every listing.
 _PARTIAL = ".partial-"
+_LEFT_BEHIND = re.compile(re.escape(_PARTIAL) + "[0-9a-f]{32}")
+
+# How many files of a folder stand for all in `answers`.
+_OTHERS = 4
 
 
 class LocalStorage:
     """The local file system, and whatever is mounted on it."""
+
+    def __init__(self) -> None:
+        # The file that was last read well, by the mount that it is on.
+        self._read: dict[str, str] = {}
 
     def check_root(self, root: str) -> None:
         """The nearest thing that exists on the way to `root` must be a folder."""
@@ -70,6 +81,7 @@ class LocalStorage:
                 data = file.read()
                 after = _info(uri, os.fstat(file.fileno()))
         except (FileNotFoundError, NotADirectoryError):
+            self._check_mounts(uri)
             raise ItemError("not_found", "the file is gone") from None
         except ValueError:
             raise ItemError("not_found", "no file can have this name") from None
@@ -81,7 +93,31 @@ class LocalStorage:
             raise ItemError("read_failed", str(error.strerror)) from None
         if after.version != before.version:
             raise _changed(before.version, after.version)
+        self._read[_mount(uri)] = uri
         return Fetched(data=data, version=after.version)
+
+    def _check_mounts(self, uri: str) -> None:
+        """Raises StorageError if `uri` is below a mount that was read from and is gone, or broken.
+
+        The folder that a mount leaves behind would be taken for all that ever was.
+        """
+        path = Path(os.path.realpath(local_path(uri)))
+        for mount in tuple(self._read):
+            if path.is_relative_to(mount) and not os.path.ismount(mount):
+                raise StorageError(
+                    f"{mount} is no longer mounted; mount it and run the same command again"
+                )
+
+    def answers(self, beside: str) -> bool:
+        """A byte of the file that was read last on that mount, or of some in the folder."""
+        try:
+            self._check_mounts(beside)
+            last = self._read.get(_mount(beside), beside)
+            listed = (info.uri for info in _walk(str(Path(local_path(beside)).parent)))
+            others = itertools.chain([last], itertools.islice(listed, _OTHERS + 1))
+            return any(_is_readable(other) for other in others if other != beside)
+        except (OSError, StorageError):
+            return False
 
     def read(self, uri: str) -> bytes:
         """The bytes of the whole file."""
@@ -114,6 +150,17 @@ class LocalStorage:
         with Path(path).open("rb") as source:
             self._publish(uri, lambda file: shutil.copyfileobj(source, file), exclusive=False)
 
+    def clean(self, root: str) -> None:
+        """Unlinks temporary files, which no listing shows."""
+        oldest = time.time() - ABANDONED_S
+        with _disk(root):
+            for folder, _, names in os.walk(local_path(root)):
+                for path in (Path(folder, n) for n in names if _LEFT_BEHIND.fullmatch(n)):
+                    # Another run cleans, or this one was not left behind at all.
+                    with suppress(FileNotFoundError):
+                        if path.stat().st_mtime < oldest:
+                            path.unlink()
+
     def _publish(self, uri: str, fill: Callable[[BinaryIO], object], *, exclusive: bool) -> None:
         target = Path(local_path(uri))
         with _disk(uri):
@@ -145,6 +192,19 @@ def _walk(folder: str) -> Iterator[ObjectInfo]:
             # A file that vanishes while it is listed was never there.
             with suppress(FileNotFoundError):
                 yield _info(entry.path, entry.stat())
+
+
+def _mount(uri: str) -> str:
+    path = Path(os.path.realpath(local_path(uri)))
+    return str(next(folder for folder in (path, *path.parents) if os.path.ismount(folder)))
+
+
+def _is_readable(uri: str) -> bool:
+    with suppress(OSError), Path(local_path(uri)).open("rb") as file:
+        # From the disk itself: what the kernel remembers says nothing of it.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return len(file.read(1)) == 1
+    return False
 
 
 def _info(path: str, status: os.stat_result) -> ObjectInfo:

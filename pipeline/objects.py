@@ -8,6 +8,9 @@ from typing import BinaryIO, Protocol
 
 from pipeline.errors import ItemError, StorageError
 
+# No writer takes a day over one object.
+ABANDONED_S = 24 * 3600.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
@@ -61,8 +64,12 @@ class Storage(Protocol):
         Raises:
             ItemError: `not_found`, `access_denied`, `version_changed`, `too_large` or
                 `read_failed`: true of this object alone.
-            StorageError: Storage failed.
+            RefusedError: Access was refused, to this object or to all.
+            StorageError: Storage failed, for this object or for all.
         """
+
+    def answers(self, beside: str) -> bool:
+        """Whether another object can be read right now, from where the object `beside` lies."""
 
     def read(self, uri: str) -> bytes:
         """The bytes of an object of our own, in whatever version is there.
@@ -86,6 +93,13 @@ class Storage(Protocol):
 
     def upload(self, uri: str, path: str) -> None:
         """Publish the local file `path` at `uri`, whole or not at all."""
+
+    def clean(self, root: str) -> None:
+        """Remove what killed writers left below `root` more than `ABANDONED_S` ago.
+
+        Raises:
+            StorageError: Storage failed, or does not let us see what is left.
+        """
 
 
 def read_whole(storage: Storage, uri: str) -> bytes:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
+from pipeline.blame import fetch_item
 from pipeline.errors import ItemError
 from pipeline.location import digest
 from pipeline.objects import Fetched
@@ -101,7 +102,8 @@ class Preprocess:
             yield waiting.popleft()[:2]
 
     def _read(self, uri: str, version: str | None) -> Fetched:
-        return storage_for(uri).fetch(uri, version=version, max_bytes=self._config.max_file_bytes)
+        limit = self._config.max_file_bytes
+        return fetch_item(storage_for(uri), uri, version=version, max_bytes=limit)
 
     def _item(self, media_type: str | None, fetched: Future[Fetched] | None) -> _Item:
         if fetched is None:

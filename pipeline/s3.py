@@ -1,48 +1,42 @@
-"""Storage on S3 and what speaks its protocol, through s3fs.
+"""Storage on S3 and what speaks its protocol.
 
 Keys are taken letter for letter (no globbing, no `..`, no versions in the name), so requests
-go to the client by bucket and key. botocore retries what is worth retrying, with backoff and
-jitter; what still fails here has failed for good.
+go to the client by bucket and key. `pipeline.s3_client` says what is retried, and for how long.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+import io
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import aiohttp
-import s3fs
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from fsspec.asyn import sync
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
 from pipeline.errors import ItemError, StorageError
-from pipeline.objects import Fetched, ObjectInfo, read_whole
+from pipeline.objects import ABANDONED_S, Fetched, ObjectInfo, read_whole
+from pipeline.s3_client import BRIEFLY, PATIENTLY, S3Client, code_of, told
 
-# "standard" is botocore's exponential backoff with full jitter, for named transient errors.
-_CLIENT = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 10}
-
-_FORBIDDEN = 403
-# The server does not take such a key; any other failure may pass, and is not the item's.
-_BAD_REQUEST = {400, 405, 414}
+_PART_BYTES = 64 * 2**20
+_READ_AHEAD_BYTES = 2**20
+# How many objects of a listing stand for all in `answers`.
+_OTHERS = 4
 
 
 class S3Storage:
     """Buckets reached with the credentials and the endpoint of the environment."""
 
     def __init__(self) -> None:
-        self._fs = s3fs.S3FileSystem(config_kwargs=_CLIENT, use_listings_cache=False)
-        # s3fs would retry on top of botocore: five times five attempts hide an outage for minutes.
-        self._fs.retries = 1
-        # Buckets of which this process has read an object.
-        self._readable: set[str] = set()
+        self._client = S3Client(PATIENTLY)
+        self._probe = S3Client(BRIEFLY)
+        # The key that was last read well, by bucket.
+        self._read: dict[str, str] = {}
 
     def check_root(self, root: str) -> None:
         """The bucket must exist and answer; prefixes need no making."""
         bucket, _ = _split(root)
-        with _s3(root):
-            self._fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        with told(root):
+            self._client.call("list_objects_v2", bucket, MaxKeys=1)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below `prefix`, by key, a page of 1,000 at a time."""
@@ -52,8 +46,8 @@ class S3Storage:
         found = False
         more: dict[str, str] = {}
         while True:
-            with _s3(prefix):
-                page = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **more)
+            with told(prefix):
+                page = self._client.call("list_objects_v2", bucket, Prefix=key, **more)
             for entry in page.get("Contents", []):
                 found = True
                 # Consoles make empty objects named like folders.
@@ -69,8 +63,8 @@ class S3Storage:
         """The object at `uri`, or None: the server does not tell a missing bucket apart."""
         bucket, key = _split(uri)
         try:
-            with _s3(uri):
-                head = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
+            with told(uri):
+                head = self._client.call("head_object", bucket, Key=key)
         except FileNotFoundError:
             return None
         return _info(bucket, key, head["ContentLength"], head["ETag"])
@@ -82,70 +76,78 @@ class S3Storage:
         bucket, key = _split(uri)
         match = {"IfMatch": f'"{version}"'} if version is not None else {}
         try:
-            with _s3(uri):
-                found = sync(self._fs.loop, self._get, bucket, key, max_bytes, match)
-            self._readable.add(bucket)
-            return cast(Fetched, found)
+            with told(uri):
+                found = self._client.get(bucket, max_bytes, Key=key, **match)
         except FileNotFoundError as error:
-            if _code(error.__cause__) == "NoSuchBucket":
+            if code_of(error.__cause__) == "NoSuchBucket":
                 raise StorageError(str(error)) from error
             raise ItemError("not_found", "the object is gone") from None
         except StorageError as error:
-            self._blame_item(bucket, version, error)
+            code = code_of(error.__cause__)
+            if code == "PreconditionFailed":
+                raise ItemError(
+                    "version_changed", f"planned as version {version}, found another"
+                ) from None
+            if code == "InvalidObjectState":
+                raise ItemError("access_denied", str(error)) from None
             raise
+        if found.data:
+            self._read[bucket] = key
+        return found
 
-    def _blame_item(self, bucket: str, version: str | None, error: StorageError) -> None:
-        """Raises ItemError if `error` is true of one object; storage is at fault otherwise."""
-        code, status = _code(error.__cause__), _status(error.__cause__)
-        if code == "PreconditionFailed":
-            raise ItemError("version_changed", f"planned as version {version}, found another")
-        # Refused where others were not; were it the credentials, all would be.
-        if status == _FORBIDDEN and (bucket in self._readable or code == "InvalidObjectState"):
-            raise ItemError("access_denied", str(error))
-        if status in _BAD_REQUEST:
-            raise ItemError("read_failed", str(error))
+    def answers(self, beside: str) -> bool:
+        """One byte of the object that was read last, or of some listed beside or in the bucket."""
+        bucket, key = _split(beside)
+        for other in self._others(bucket, key):
+            with suppress(StorageError, FileNotFoundError), told(beside):
+                self._probe.get(bucket, Key=other, Range="bytes=0-0")
+                return True
+        return False
 
-    # botocore retries a request until its headers have come; a body that breaks off is ours.
-    @retry(
-        retry=retry_if_exception_type(aiohttp.ClientPayloadError),
-        wait=wait_random_exponential(multiplier=0.2, max=10),
-        stop=stop_after_attempt(5),
-        reraise=True,
-    )
-    async def _get(
-        self, bucket: str, key: str, max_bytes: int | None, match: dict[str, str]
-    ) -> Fetched:
-        await self._fs.set_session()
-        client = await self._fs.get_s3(bucket)
-        response = await client.get_object(Bucket=bucket, Key=key, **match)
-        size_bytes = response["ContentLength"]
-        async with response["Body"] as body:
-            if max_bytes is not None and size_bytes > max_bytes:
-                body.close()
-                raise ItemError("too_large", f"{size_bytes} bytes, the limit is {max_bytes}")
-            data = b"".join([chunk async for chunk in _chunks(body)])
-        return Fetched(data=data, version=response["ETag"].strip('"'))
+    def _others(self, bucket: str, key: str) -> Iterator[str]:
+        if (last := self._read.get(bucket, key)) != key:
+            yield last
+        folder = key[: key.rfind("/") + 1]
+        for prefix in dict.fromkeys((folder, "")):
+            page: dict[str, Any] = {}
+            with suppress(StorageError, FileNotFoundError), told(bucket):
+                some = {"Prefix": prefix, "MaxKeys": _OTHERS + 1}
+                page = self._probe.call("list_objects_v2", bucket, **some)
+            for entry in page.get("Contents", []):
+                if entry["Size"] and entry["Key"] != key:
+                    yield entry["Key"]
 
     def read(self, uri: str) -> bytes:
         """The bytes of the whole object."""
         return read_whole(self, uri)
 
     def open(self, uri: str) -> BinaryIO:
-        """A reader that fetches only the ranges asked for."""
-        with _s3(uri):
-            return cast(BinaryIO, self._fs.open(uri, "rb", cache_type="readahead"))
+        """A reader that fetches only the ranges asked for, all of one version."""
+        info = self.stat(uri)
+        if info is None:
+            raise FileNotFoundError(uri)
+        return cast(BinaryIO, io.BufferedReader(_Ranges(self, info), _READ_AHEAD_BYTES))
+
+    def read_range(self, info: ObjectInfo, start: int, stop: int) -> bytes:
+        """The bytes [start, stop) of the object in that very version."""
+        bucket, key = _split(info.uri)
+        part, match = f"bytes={start}-{stop - 1}", f'"{info.version}"'
+        with told(info.uri, missing=StorageError):
+            data = self._client.get(bucket, Key=key, Range=part, IfMatch=match).data
+        if len(data) != stop - start:
+            raise StorageError(f"{info.uri}: {len(data)} bytes came for {part}")
+        return data
 
     def write(self, uri: str, data: bytes) -> None:
         """One PUT."""
         self._put(uri, data)
 
     def create(self, uri: str, data: bytes) -> bool:
-        """One PUT with `If-None-Match: *`."""
+        """One PUT with `If-None-Match: *`; False also where its lost answer was that it is made."""
         try:
             self._put(uri, data, IfNoneMatch="*")
         except StorageError as error:
-            # 409: another conditional PUT of the same key is under way, and one of them wins.
-            if _code(error.__cause__) in ("PreconditionFailed", "ConditionalRequestConflict"):
+            if code_of(error.__cause__) == "PreconditionFailed":
                 return False
             raise
         return True
@@ -153,23 +155,85 @@ class S3Storage:
     def delete(self, uri: str) -> None:
         """One DELETE, which the server also answers where nothing is."""
         bucket, key = _split(uri)
-        with _s3(uri, missing=StorageError):
-            self._fs.call_s3("delete_object", Bucket=bucket, Key=key)
+        with told(uri, missing=StorageError):
+            self._client.call("delete_object", bucket, Key=key)
 
     def upload(self, uri: str, path: str) -> None:
-        """A multipart upload of a local file, completed or aborted."""
-        with _s3(uri, missing=StorageError):
-            self._fs.put_file(path, uri)
+        """One PUT, or a multipart upload that is completed or aborted."""
+        with Path(path).open("rb") as file:
+            part = file.read(_PART_BYTES)
+            if len(part) < _PART_BYTES:
+                self._put(uri, part)
+            else:
+                file.seek(0)
+                self._put_parts(uri, file)
+
+    def clean(self, root: str) -> None:
+        """Aborts multipart uploads, whose parts nobody sees and everybody pays for."""
+        bucket, key = _split(root)
+        key = key.rstrip("/") + "/" if key else ""
+        oldest = datetime.now(UTC) - timedelta(seconds=ABANDONED_S)
+        with told(root, missing=StorageError):
+            page = self._client.call("list_multipart_uploads", bucket, Prefix=key)
+            for upload in page.get("Uploads", []):
+                if upload["Initiated"] < oldest:
+                    self._abort(bucket, upload["Key"], upload["UploadId"])
 
     def _put(self, uri: str, data: bytes, **conditions: str) -> None:
         bucket, key = _split(uri)
-        with _s3(uri, missing=StorageError):
-            self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **conditions)
+        with told(uri, missing=StorageError):
+            self._client.call("put_object", bucket, Key=key, Body=data, **conditions)
+
+    def _put_parts(self, uri: str, file: BinaryIO) -> None:
+        bucket, key = _split(uri)
+        with told(uri, missing=StorageError):
+            upload = self._client.call("create_multipart_upload", bucket, Key=key)["UploadId"]
+            ids = {"Key": key, "UploadId": upload}
+            parts: list[dict[str, Any]] = []
+            try:
+                while data := file.read(_PART_BYTES):
+                    part = {"PartNumber": len(parts) + 1}
+                    put = self._client.call("upload_part", bucket, Body=data, **part, **ids)
+                    parts.append(part | {"ETag": put["ETag"]})
+                whole = {"MultipartUpload": {"Parts": parts}}
+                self._client.call("complete_multipart_upload", bucket, **whole, **ids)
+            except BaseException:
+                self._abort(bucket, key, upload)
+                raise
+
+    def _abort(self, bucket: str, key: str, upload: str) -> None:
+        # What cannot be aborted now is left to `clean`.
+        with suppress(StorageError), told(f"s3://{bucket}/{key}", missing=StorageError):
+            self._probe.call("abort_multipart_upload", bucket, Key=key, UploadId=upload)
 
 
-async def _chunks(body: Any) -> AsyncIterator[bytes]:
-    while chunk := await body.read(2**20):
-        yield chunk
+class _Ranges(io.RawIOBase):
+    """Positions and ranges; `io.BufferedReader` makes a file of it."""
+
+    def __init__(self, storage: S3Storage, info: ObjectInfo) -> None:
+        self._storage, self._info, self._at = storage, info, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._info.size_bytes)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._info.size_bytes)
+        if stop <= self._at:
+            return 0
+        data = self._storage.read_range(self._info, self._at, stop)
+        buffer[: len(data)] = data
+        self._at = stop
+        return len(data)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -179,43 +243,3 @@ def _split(uri: str) -> tuple[str, str]:
 
 def _info(bucket: str, key: str, size_bytes: int, etag: str) -> ObjectInfo:
     return ObjectInfo(uri=f"s3://{bucket}/{key}", size_bytes=size_bytes, version=etag.strip('"'))
-
-
-def _code(error: BaseException | None) -> str | None:
-    """The S3 error code behind an exception of s3fs, where there is one."""
-    while error is not None:
-        if isinstance(error, ClientError):
-            return str(error.response["Error"].get("Code"))
-        error = error.__cause__
-    return None
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an exception of s3fs, where there is one."""
-    while error is not None:
-        if isinstance(error, ClientError):
-            return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
-        error = error.__cause__
-    return None
-
-
-@contextmanager
-def _s3(uri: str, *, missing: type[Exception] = FileNotFoundError) -> Iterator[None]:
-    """Turns what s3fs and botocore raise into StorageError, or `missing` where nothing is."""
-    try:
-        yield
-    except (ItemError, StorageError):
-        raise
-    except NoCredentialsError as error:
-        raise StorageError(
-            f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
-    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
-        code = _code(error)
-        if code == "NoSuchBucket":
-            bucket = _split(uri)[0]
-            raise missing(f"the bucket {bucket!r} does not exist") from error
-        if code in ("NoSuchKey", "404") or isinstance(error, FileNotFoundError):
-            raise missing(uri) from error
-        line = " ".join(str(error).split())
-        raise StorageError(f"{uri}: {f'{code}: ' if code else ''}{line}") from error

@@ -244,6 +244,28 @@ def test_a_block_that_is_not_exactly_one_shard_writes_nothing(
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize(("count", "most"), [(30, 10), (1500, 15)])
+def test_a_shard_of_which_too_many_items_could_not_be_read_stays_open(
+    root: str,
+    write_manifest: Callable[..., str],
+    freeze: Callable[..., tuple[PlanReport, Generation | None]],
+    commit: Commit,
+    count: int,
+    most: int,
+) -> None:
+    names = [f"/media/{n}.jpg" for n in range(count)]
+    _, generation = freeze(root, write_manifest({"uri": names}), shard_rows=count)
+    assert generation is not None
+    unread = dict.fromkeys(range(most + 1), "read_failed")
+    with pytest.raises(StorageError, match=f"{most + 1} of {count:,} items of g000000-00000000"):
+        commit(root, generation, [0], failed=unread)
+    assert committed(root) == set()
+    # One of them fewer is, and so is any number of what is wrong with the items themselves.
+    corrupt = dict.fromkeys(range(most, 29), "corrupt")
+    (marker,) = commit(root, generation, [0], failed=unread | {most: "access_denied"} | corrupt)
+    assert marker.errors["read_failed"] == most
+
+
 def test_filling_is_dropped(
     tmp_path: Path, planned: Callable[..., Generation], commit: Commit
 ) -> None:

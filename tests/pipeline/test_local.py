@@ -1,8 +1,15 @@
 """What only a disk does."""
 
+import ctypes
+import errno
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,3 +210,196 @@ def test_a_folder_in_the_objects_place_is_a_storage_error(
     with pytest.raises(StorageError, match=str(tmp_path / "x")):
         store.write(str(tmp_path / "x"), b"")
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+# --- killed writers -----------------------------------------------------------------------------
+
+
+def test_what_killed_writers_left_is_removed_after_a_day(
+    store: LocalStorage, tmp_path: Path, files: Files
+) -> None:
+    left = f".partial-{'0123456789abcdef' * 2}"
+    # Hours old, deep and at the top; then what only looks like it.
+    ages = {left: 25, f"deep/er/{left}": 25, f"deep/{left}": 23, ".partial-mine": 25, "x": 25}
+    for name, hours in ages.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+        then = time.time() - hours * 3600
+        os.utime(tmp_path / name, (then, then))
+    store.clean(str(tmp_path))
+    assert set(files(tmp_path)) == {f"deep/{left}", ".partial-mine", "x"}
+
+
+# --- file systems without hard links ------------------------------------------------------------
+
+
+def mounted(folder: Path, *args: object) -> Iterator[Path]:
+    """`mount ARGS folder`, or a skip where this machine does not let us."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", *map(str, args), folder], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"not run: {' '.join(done.stderr.split())}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], capture_output=True, check=False)
+
+
+@pytest.fixture
+def fat(tmp_path: Path) -> Iterator[Path]:
+    """A real FAT file system."""
+    if shutil.which("mkfs.vfat") is None:
+        pytest.skip("not run: there is no mkfs.vfat (dosfstools)")
+    with (tmp_path / "disk").open("wb") as disk:
+        disk.truncate(16 * 2**20)
+    subprocess.run(["mkfs.vfat", tmp_path / "disk"], capture_output=True, check=True)
+    yield from mounted(tmp_path / "fat", "-t", "vfat", "-o", "loop", tmp_path / "disk")
+
+
+@pytest.fixture
+def linkless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where `link` fails as it does on FAT."""
+
+    def refuse(*names: Any, **options: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    return tmp_path
+
+
+@pytest.fixture(params=["fat", "linkless"])
+def no_links(request: pytest.FixtureRequest) -> Path:
+    place: Path = request.getfixturevalue(request.param)
+    with pytest.raises(PermissionError):
+        os.link(__file__, place / "x")
+    return place
+
+
+def test_creating_without_hard_links_leaves_what_is_there(
+    store: LocalStorage, no_links: Path, files: Files
+) -> None:
+    assert store.create(str(no_links / "x"), b"first") is True
+    assert store.create(str(no_links / "x"), b"second") is False
+    assert files(no_links) == {"x": b"first"}
+
+
+@pytest.mark.parametrize("place", ["tmp_path", "fat", "linkless"])
+def test_of_many_who_create_one_file_at_once_exactly_one_wins(
+    store: LocalStorage, files: Files, request: pytest.FixtureRequest, place: str
+) -> None:
+    folder: Path = request.getfixturevalue(place)
+    for round_ in range(20):
+        start, won = threading.Barrier(8), []
+
+        def create(number: int) -> None:
+            start.wait()  # noqa: B023 (joined below)
+            if store.create(f"{folder}/{round_}", b"%d" % number):  # noqa: B023
+                won.append(number)  # noqa: B023
+
+        racers = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join()
+        assert len(won) == 1
+        assert (folder / str(round_)).read_bytes() == b"%d" % won[0]
+    assert len(files(folder)) == 20
+
+
+def test_a_file_system_with_neither_way_is_told_in_a_line(
+    store: LocalStorage, linkless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Libc:
+        @staticmethod
+        def renameat2(*args: object) -> int:
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **options: Libc)
+    with pytest.raises(StorageError, match="neither hard links nor exclusive renames"):
+        store.create(str(linkless / "x"), b"data")
+    assert list(linkless.iterdir()) == []
+
+
+# --- versions are sizes and times ---------------------------------------------------------------
+
+
+def test_a_file_replaced_by_another_of_the_same_size_is_another_version(
+    store: LocalStorage, tmp_path: Path
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old!")
+    os.utime(path, (1000, 1000))
+    planned = store.stat(str(path))
+    assert planned is not None
+    (tmp_path / "new").write_bytes(b"new!")
+    (tmp_path / "new").replace(path)
+    with pytest.raises(ItemError, match="planned as version 4-1000000000000") as caught:
+        store.fetch(str(path), version=planned.version)
+    assert caught.value.code == "version_changed"
+
+
+@pytest.mark.parametrize("jump_s", [-(10**9), 10**9], ids=["back", "into the future"])
+def test_a_clock_that_jumps_makes_another_version_and_no_more(
+    store: LocalStorage, tmp_path: Path, jump_s: int
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"data")
+    planned = store.stat(str(path))
+    then = time.time() + jump_s
+    os.utime(path, (then, then))
+    found = store.stat(str(path))
+    assert planned is not None and found is not None
+    assert store.fetch(str(path), version=found.version).data == b"data"
+    with pytest.raises(ItemError) as caught:
+        store.fetch(str(path), version=planned.version)
+    assert caught.value.code == "version_changed"
+
+
+def test_a_file_that_is_rewritten_in_place_while_it_is_read_is_refused(
+    store: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    os.utime(path, (1000, 1000))
+    stat, calls = os.fstat, []
+
+    def rewrite_after_the_first_look(descriptor: int) -> os.stat_result:
+        found = stat(descriptor)
+        if not calls:
+            with path.open("r+b") as file:
+                file.write(b"abcde")
+        calls.append(descriptor)
+        return found
+
+    monkeypatch.setattr(os, "fstat", rewrite_after_the_first_look)
+    with pytest.raises(ItemError) as caught:
+        store.fetch(str(path))
+    assert caught.value.code == "version_changed"
+
+
+# --- mounts -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    yield from mounted(tmp_path / "disk", "-t", "tmpfs", "none")
+
+
+def test_files_on_a_mount_that_has_vanished_are_no_items_errors(
+    store: LocalStorage, disk: Path, tmp_path: Path
+) -> None:
+    for folder in (disk / "deep", tmp_path / "other"):
+        folder.mkdir()
+        (folder / "x").write_bytes(b"data")
+        assert store.read(f"{folder}/x") == b"data"
+    with pytest.raises(ItemError):
+        store.fetch(f"{disk}/deep/y")
+    subprocess.run(["umount", disk], check=True)
+    for gone in (f"{disk}/deep/x", f"{disk}/never"):
+        with pytest.raises(StorageError, match=f"{disk} is no longer mounted"):
+            store.fetch(gone)
+    with pytest.raises(ItemError) as caught:
+        store.fetch(f"{tmp_path}/other/y")
+    assert caught.value.code == "not_found"

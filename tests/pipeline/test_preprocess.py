@@ -235,6 +235,9 @@ class BrokenDisk:
     def fetch(self, uri: str, *, version: str | None, max_bytes: int | None) -> Fetched:
         raise StorageError(f"{uri}: Input/output error")
 
+    def answers(self, beside: str) -> bool:
+        return False
+
 
 def test_a_storage_that_fails_is_no_items_error(
     stage: Preprocess, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch

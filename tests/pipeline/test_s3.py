@@ -1,15 +1,23 @@
 """What only S3 does, against a real server."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tenacity import stop_after_attempt
 
+from pipeline.blame import fetch_item
 from pipeline.errors import ItemError, StorageError, UsageError
+from pipeline.known import PlanReport
+from pipeline.manifest import Generation
+from pipeline.marker import Marker
 from pipeline.s3 import S3Storage
 from pipeline.sources import Skipped, candidates
 from pipeline.storage import storage_for
+from pipeline.verify import verify
+from tests.faults.proxy import Fault, once, this_process_through
 
 
 def test_a_listing_goes_on_past_a_page(s3_media: str) -> None:
@@ -43,8 +51,10 @@ def test_a_version_in_the_name_is_part_of_the_key(s3_media: str) -> None:
 
 def test_a_key_that_the_server_refuses_is_an_error_of_that_item(s3_media: str) -> None:
     # SeaweedFS takes no `..`; that it was asked for one shows that the key went out as it was.
+    store = storage_for(s3_media)
+    store.write(f"{s3_media}/elsewhere/y.jpg", b"data")
     with pytest.raises(ItemError, match="InvalidRequest") as caught:
-        storage_for(s3_media).fetch(f"{s3_media}/a/../x.jpg")
+        fetch_item(store, f"{s3_media}/a/../x.jpg", version=None, max_bytes=None)
     assert caught.value.code == "read_failed"
 
 
@@ -53,7 +63,7 @@ def test_a_console_made_folder_is_no_object(s3_media: str) -> None:
     store.write(f"{s3_media}/folder/x.jpg", b"data")
     assert isinstance(store, S3Storage)
     bucket, key = s3_media.removeprefix("s3://").split("/")
-    store._fs.call_s3("put_object", Bucket=bucket, Key=f"{key}/empty/", Body=b"")
+    store._client.call("put_object", bucket, Key=f"{key}/empty/", Body=b"")
     assert [info.uri for info in store.list(s3_media)] == [f"{s3_media}/folder/x.jpg"]
 
 
@@ -112,7 +122,7 @@ def test_wrong_credentials_or_endpoint_are_a_storage_error_in_one_line(
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     else:
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("pipeline.s3._CLIENT", {"retries": {"total_max_attempts": 1}})
+    monkeypatch.setattr("pipeline.s3_client.PATIENTLY.stop", stop_after_attempt(1))
     fresh_s3_clients()
     store = storage_for(s3_media)
     attempts = [
@@ -124,3 +134,24 @@ def test_wrong_credentials_or_endpoint_are_a_storage_error_in_one_line(
         with pytest.raises(StorageError, match=says) as caught:
             attempt()
         assert "\n" not in str(caught.value)
+
+
+def test_a_plan_and_commits_whose_every_answer_is_lost_once_are_whole(
+    s3_media: str,
+    write_manifest: Callable[..., str],
+    freeze: Callable[..., tuple[PlanReport, Generation | None]],
+    commit: Callable[..., list[Marker]],
+) -> None:
+    environment = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    names = [f"/media/{n}.jpg" for n in range(7)]
+    with this_process_through(environment) as proxy:
+        proxy.rule = once(Fault("reset after"), "PUT", "DELETE")
+        _, generation = freeze(s3_media, write_manifest({"uri": names}), shard_rows=3)
+        assert generation is not None
+        markers = commit(s3_media, generation, failed={1: "corrupt"})
+        # A part and a generation; an intent, put and deleted, and three objects of each shard.
+        assert proxy.faults() == {"reset after": 2 + 3 * 5}
+        assert [(marker.embedded, marker.failed) for marker in markers] == [(2, 1), (2, 1), (1, 0)]
+        assert verify(s3_media).breaches == []
+        with pytest.raises(FileNotFoundError):
+            list(storage_for(s3_media).list(f"{s3_media}/_patchflow/intents"))

@@ -212,3 +212,17 @@ def test_a_name_below_a_file_cannot_be_written_and_one_line_says_so(
             getattr(storage_for(place), verb)(place, b"data")
     assert "\n" not in str(caught.value)
     assert files(tmp_path) == before
+
+
+def test_cleaning_where_nothing_is_left_touches_nothing(root: str) -> None:
+    store = storage_for(root)
+    store.clean(root)
+    store.write(f"{root}/x", b"data")
+    store.clean(root)
+    assert store.read(f"{root}/x") == b"data"
+
+
+def test_another_object_answers_for_one_that_is_not_there(root: str) -> None:
+    store = storage_for(root)
+    store.write(f"{root}/x", b"data")
+    assert store.answers(f"{root}/y")
