@@ -8,6 +8,7 @@ from importlib import import_module
 JOBS = {
     "embed": "plan what is new and embed it",
     "plan": "show what would be embedded, or freeze it",
+    "retry": "embed failed items again",
     "status": "show how far an output is",
     "verify": "audit an output",
 }

@@ -17,6 +17,7 @@ from rich.filesize import decimal
 from pipeline.cluster import quiet
 from pipeline.errors import PatchflowError, UsageError
 from pipeline.known import PlanReport
+from pipeline.states import States
 
 Config = TypeVar("Config")
 
@@ -91,6 +92,14 @@ def print_plan(report: PlanReport) -> None:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in report.skipped.by_suffix.most_common(5))
         print(f"skipped files that are neither images nor videos by name: {kinds}")
     sys.stdout.flush()
+
+
+def in_words(items: States) -> str:
+    """What became of every item, over all generations."""
+    return (
+        f"{items.items:,} items: {items.embedded:,} embedded, {items.failed:,} failed, "
+        f"{items.open:,} open"
+    )
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -1,18 +1,18 @@
-"""`status --output OUT [--json]`: shards and rows committed, errors by code."""
+"""`status --output OUT [--json]`: shards and rows committed, and what became of every item."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from jobs import console
 from pipeline.config import StatusConfig
-from pipeline.status import GenerationStatus, status
+from pipeline.status import Status, status
 from pipeline.storage import output_root
 
 
@@ -21,16 +21,31 @@ def job(config: StatusConfig) -> int:
     output = output_root(config.output)
     found = status(output)
     if config.json:
-        states = [asdict(state) | {"open_items": state.open_items} for state in found]
-        print(json.dumps({"output": output, "generations": states}, indent=1))
+        print(json.dumps({"output": output} | _as_json(found), indent=1))
     else:
         _print(found)
     return 0
 
 
-def _print(found: list[GenerationStatus]) -> None:
+def _as_json(found: Status) -> dict[str, Any]:
+    items = found.items
+    return {
+        "generations": [
+            asdict(state) | {"open_items": state.open_items} for state in found.generations
+        ],
+        "items": {
+            "items": items.items,
+            "embedded": items.embedded,
+            "failed": items.failed,
+            "open": items.open,
+            "errors": dict(items.errors),
+        },
+    }
+
+
+def _print(found: Status) -> None:
     table = Table("generation", "shards", "items", "embedded", "failed", "open", box=None)
-    for state in found:
+    for state in found.generations:
         table.add_row(
             f"g{state.generation:06d}",
             f"{state.shards_committed:,} of {state.shards:,}",
@@ -41,10 +56,9 @@ def _print(found: list[GenerationStatus]) -> None:
         )
     out = Console(soft_wrap=True, highlight=False)
     out.print(table)
-    errors: Counter[str] = Counter()
-    for state in found:
-        errors.update(state.errors)
-    for code, count in errors.most_common():
+    if len(found.generations) > 1:
+        out.print(console.in_words(found.items))
+    for code, count in found.items.errors.most_common():
         out.print(f"{count:>12,} {code}")
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from pipeline.errors import UsageError
+from processors import ErrorCode
 
 Pool = Literal["mean", "max"]
 Features = Literal["merged", "last_hidden_state"]
@@ -102,7 +103,53 @@ class PlanConfig(InputConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(InputConfig):
+class OutputConfig:
+    """Which output to look at."""
+
+    output: str
+    """Folder or s3:// prefix of the output."""
+
+    def __post_init__(self) -> None:
+        _check_text("--output", self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(OutputConfig):
+    """What may change from run to run: no result depends on it."""
+
+    max_error_rate: float = 1.0
+    """Stop with exit code 3 when a larger share of this run's items fails."""
+    device: Device = "auto"
+    """Where the encoder runs; auto takes CUDA where there is one."""
+    encoder_actors: Count = None
+    """Encoder processes; one a GPU, or one for every two CPUs, where not given."""
+    preprocess_actors: Count = None
+    """Preprocessing processes; one for every CPU that is left where not given."""
+    token_budget: Count = None
+    """Merged patches a forward pass; 16384 on CUDA, 1024 on a CPU where not given."""
+    max_file_bytes: int = 512 * 2**20
+    """Larger files become `too_large` without being read."""
+    max_source_pixels: int = 200_000_000
+    """Images of more pixels become `too_large` without being decoded."""
+    verbose: bool = False
+    """Show what Ray and other libraries log."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(
+            self,
+            "encoder_actors",
+            "preprocess_actors",
+            "token_budget",
+            "max_file_bytes",
+            "max_source_pixels",
+        )
+        if not 0.0 <= self.max_error_rate <= 1.0:
+            raise UsageError(f"--max-error-rate must be within 0 and 1, got {self.max_error_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(RunConfig, InputConfig):
     """Embed every item of the inputs that is not embedded yet."""
 
     output: str
@@ -126,41 +173,14 @@ class EmbedConfig(InputConfig):
     """Scale vectors to length 1."""
     output_dtype: OutputDtype = "float32"
     """Type of the stored vectors."""
-    max_error_rate: float = 1.0
-    """Stop with exit code 3 when a larger share of this run's items fails."""
     shards: Text = None
     """FROM:TO, only these shards of what is planned: for several drivers on one output."""
-    device: Device = "auto"
-    """Where the encoder runs; auto takes CUDA where there is one."""
-    encoder_actors: Count = None
-    """Encoder processes; one a GPU, or one for every two CPUs, where not given."""
-    preprocess_actors: Count = None
-    """Preprocessing processes; one for every CPU that is left where not given."""
-    token_budget: Count = None
-    """Merged patches a forward pass; 16384 on CUDA, 1024 on a CPU where not given."""
-    max_file_bytes: int = 512 * 2**20
-    """Larger files become `too_large` without being read."""
-    max_source_pixels: int = 200_000_000
-    """Images of more pixels become `too_large` without being decoded."""
-    verbose: bool = False
-    """Show what Ray and other libraries log."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_text("--output", self.output)
+        InputConfig.__post_init__(self)
+        RunConfig.__post_init__(self)
         _check_text("--encoder", self.encoder)
-        _check_positive(
-            self,
-            "min_pixels",
-            "max_pixels",
-            "encoder_actors",
-            "preprocess_actors",
-            "token_budget",
-            "max_file_bytes",
-            "max_source_pixels",
-        )
-        if not 0.0 <= self.max_error_rate <= 1.0:
-            raise UsageError(f"--max-error-rate must be within 0 and 1, got {self.max_error_rate}")
+        _check_positive(self, "min_pixels", "max_pixels")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise UsageError(
                 f"--min-pixels {self.min_pixels} is more than --max-pixels {self.max_pixels}"
@@ -171,14 +191,18 @@ class EmbedConfig(InputConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputConfig:
-    """Which output to look at."""
+class RetryConfig(RunConfig):
+    """Which failed items to try again, with the configuration that the output has."""
 
-    output: str
-    """Folder or s3:// prefix of the output."""
+    code: UseAppendAction[tuple[str, ...]] = ()
+    """Only items that failed with this error code; may be given several times."""
 
     def __post_init__(self) -> None:
-        _check_text("--output", self.output)
+        super().__post_init__()
+        known = get_args(ErrorCode)
+        for code in self.code:
+            if code not in known:
+                raise UsageError(f"--code {code}: no such error code; there are {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,3 +211,19 @@ class StatusConfig(OutputConfig):
 
     json: bool = False
     """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(OutputConfig):
+    """Which output to audit, and how deeply."""
+
+    recompute: Count = None
+    """Also embed this many random items again, and compare what comes out with what is stored."""
+    seed: Count = None
+    """Of the random choice, to make the same one again; printed, and drawn where not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "recompute")
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"--seed must not be negative, got {self.seed}")

@@ -14,7 +14,7 @@ from pipeline.cluster import choose_device, in_cluster, ray_running
 from pipeline.commit import recover
 from pipeline.config import EmbedConfig, slice_of
 from pipeline.errors import StorageError, UsageError
-from pipeline.identity import check_resumable, identity, record
+from pipeline.identity import Identity, check_resumable, identity, record
 from pipeline.known import PlanReport
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
 from pipeline.plan import check_layout, plan_next
@@ -33,17 +33,35 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
         UsageError: The command cannot work as typed; nothing is changed.
         PatchflowError: The run failed or was stopped; it can be resumed.
     """
-    started = time.monotonic()
     config = replace(config, output=output_root(config.output))
-    with ExitStack() as stack:
-        if in_cluster():
-            stack.enter_context(ray_running(verbose=config.verbose))
+
+    def prepare() -> tuple[Identity, list[Generation]]:
         what = identity(config, choose_device(config.device))
         begun = check_resumable(config.output, what.semantics)
         report, planned = _plan(config)
         on_plan(report)
         if not begun:
             record(config, what)
+        return what, planned
+
+    return embed_open(config, prepare)
+
+
+def embed_open(
+    config: EmbedConfig, prepare: Callable[[], tuple[Identity, list[Generation]]]
+) -> Summary:
+    """Embeds what is planned and not committed.
+
+    Args:
+        config: Its output is canonical; its inputs are planned already.
+        prepare: Says with what to embed, and what is planned. Where there is a cluster to join, it
+            is joined before.
+    """
+    started = time.monotonic()
+    with ExitStack() as stack:
+        if in_cluster():
+            stack.enter_context(ray_running(verbose=config.verbose))
+        what, planned = prepare()
         scope = f"what is planned of shards {config.shards}" if config.shards else "every item"
         summary = Summary(output=config.output, run=_run_name(), encoder=what.encoder, scope=scope)
         shards = _open_shards(config, planned)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline import layout
 from pipeline.errors import RaceError
-from pipeline.location import join
+from pipeline.location import file_digest, join
 from pipeline.manifest import SHARDS_A_PART, Generation
 from pipeline.schema import MANIFEST
 from pipeline.storage import storage_for
@@ -89,6 +89,11 @@ def _groups(rows: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[str
         yield folder, rows.take(pa.array(indices, pa.int64()))
 
 
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file)
+
+
 def freeze(
     output: str, writer: ShardWriter, columns: dict[str, str], inputs: tuple[str, ...]
 ) -> Generation:
@@ -109,7 +114,7 @@ def freeze(
         short_shards=writer.short_shards,
         partition_by=writer.partition_by,
         columns=columns,
-        parts=tuple(f"{folder}/{token}-{part.name}" for part in writer.parts),
+        parts=tuple(f"{folder}/{token}-{p.stem}-{_checksum(p)}.parquet" for p in writer.parts),
         inputs=inputs,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from encoder import (
     write_vision_tower,
 )
 from pipeline import layout
-from pipeline.config import ComputeDevice, ComputeDtype, EmbedConfig
+from pipeline.config import ComputeDevice, ComputeDtype, EmbedConfig, RunConfig
 from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.location import digest, join
+from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 from processors import ImageOptions
 
@@ -165,7 +166,12 @@ def identity(config: EmbedConfig, device: ComputeDevice) -> Identity:
         UsageError: The encoder or its processor cannot be used.
     """
     encoder = _identify(config)
-    images = _image_options(config, encoder)
+    return _identity(config, encoder, _image_options(config, encoder), device)
+
+
+def _identity(
+    config: EmbedConfig, encoder: Encoder, images: ImageOptions, device: ComputeDevice
+) -> Identity:
     semantics = {
         "encoder_digest": encoder.digest,
         "encoder_family": "glm4v",
@@ -185,33 +191,100 @@ def identity(config: EmbedConfig, device: ComputeDevice) -> Identity:
     return Identity(encoder=encoder, images=images, device=device, semantics=semantics)
 
 
-def fingerprint(fields: dict[str, Any]) -> str:
-    """128-bit blake2b of the fields."""
-    return digest(json.dumps(fields, sort_keys=True).encode())
+def fingerprint(semantics: dict[str, Any]) -> str:
+    """128-bit blake2b of the semantic fields."""
+    return digest(json.dumps(semantics, sort_keys=True).encode())
 
 
-def check_resumable(output: str, fields: dict[str, Any]) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What `run.json` says: the configuration that an output was begun with."""
+
+    encoder: Encoder
+    seed: int | None
+    """Of random weights."""
+    semantics: dict[str, Any]
+    fingerprint: str
+
+    def embed_config(self, free: RunConfig, output: str) -> EmbedConfig:
+        """The command line that began the output, as far as results depend on it."""
+        names = ("min_pixels", "max_pixels", "level", "pool", "features", "normalize")
+        return EmbedConfig(
+            encoder=self.encoder.location,
+            seed=self.seed or 0,
+            output_dtype=self.semantics["output_dtype"],
+            **{name: self.semantics[name] for name in names},
+            **{field.name: getattr(free, field.name) for field in fields(RunConfig)}
+            | {"output": output},
+        )
+
+    def identity(self, config: EmbedConfig, device: ComputeDevice) -> Identity:
+        """`identity` of `config`, this one's, without a look at where the encoder came from."""
+        shape = self.encoder.config
+        images = ImageOptions(
+            min_pixels=self.semantics["min_pixels"] * shape.temporal_patch_size,
+            max_pixels=self.semantics["max_pixels"] * shape.temporal_patch_size,
+            patch_size=shape.patch_size,
+            temporal_patch_size=shape.temporal_patch_size,
+            merge_size=shape.spatial_merge_size,
+            patch_expand_factor=self.semantics["patch_expand_factor"],
+        )
+        return _identity(config, self.encoder, images, device)
+
+
+def recorded(output: str) -> Recorded | None:
+    """What an output was begun with, None where it was not begun.
+
+    Raises:
+        UsageError: By a patchflow whose outputs are others.
+        StorageError: Storage failed, or `run.json` is damaged.
+    """
+    place = join(output, layout.RUN)
+    try:
+        data = storage_for(output).read(place)
+        version = json.loads(data)["schema_version"]
+        if version == SCHEMA_VERSION:
+            return _recorded(unseal(data))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StorageError(f"{place} is damaged: {error}") from error
+    raise UsageError(
+        f"{output} has schema version {version}; this patchflow writes {SCHEMA_VERSION}: "
+        "choose another --output"
+    )
+
+
+def _recorded(run: dict[str, Any]) -> Recorded:
+    encoder = run["encoder"]
+    return Recorded(
+        encoder=Encoder(
+            location=encoder["location"],
+            digest=encoder["digest"],
+            random=encoder["random_weights"],
+            config=Glm4vVisionConfig(**encoder["config"]),
+        ),
+        seed=encoder["seed"],
+        semantics=run["semantics"],
+        fingerprint=run["fingerprint"],
+    )
+
+
+def check_resumable(output: str, semantics: dict[str, Any]) -> bool:
     """Whether the output was begun already, with this very configuration.
 
     Raises:
         UsageError: With another one, naming the fields that differ.
     """
-    place = join(output, layout.RUN)
-    try:
-        run = json.loads(storage_for(output).read(place))
-        version, old = run["schema_version"], dict(run["semantics"])
-    except FileNotFoundError:
+    run = recorded(output)
+    if run is None:
         return False
-    except (ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{place} is damaged: {error}") from error
-    if version != SCHEMA_VERSION:
-        raise UsageError(
-            f"{output} has schema version {version}; this patchflow writes {SCHEMA_VERSION}: "
-            "choose another --output"
-        )
-    names = [name for name in {**old, **fields} if old.get(name) != fields.get(name)]
+    old = run.semantics
+    names = [name for name in {**old, **semantics} if old.get(name) != semantics.get(name)]
     if names:
-        differ = "; ".join(f"{name} was {old.get(name)}, now {fields.get(name)}" for name in names)
+        differ = "; ".join(
+            f"{name} was {old.get(name)}, now {semantics.get(name)}" for name in names
+        )
         raise UsageError(
             f"{output} was made with another configuration: {differ}. "
             "Give the same options to resume, or choose another --output"
@@ -246,6 +319,6 @@ def record(config: EmbedConfig, identity: Identity) -> None:
         },
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if not storage.create(join(config.output, layout.RUN), json.dumps(run, indent=1).encode()):
+    if not storage.create(join(config.output, layout.RUN), seal(run)):
         # Another driver was faster; it must have written the same.
         check_resumable(config.output, identity.semantics)

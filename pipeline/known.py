@@ -36,17 +36,23 @@ class PlanReport:
         return self.new + self.changed
 
 
+def scratch(path: Path, table: str) -> sqlite3.Connection:
+    """A new SQLite file with one table, by its key; transactions are the caller's."""
+    db = sqlite3.connect(path, isolation_level=None)
+    # The file is thrown away with its folder: durability would only cost time.
+    db.executescript(
+        "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;"
+        f"CREATE TABLE {table} WITHOUT ROWID"
+    )
+    return db
+
+
 class Known:
     """Every planned item and its newest version, on disk."""
 
     def __init__(self, path: Path, generation: int) -> None:
         self._generation = generation
-        self._db = sqlite3.connect(path, isolation_level=None)
-        # The file is thrown away with its folder: durability would only cost time.
-        self._db.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;"
-            "CREATE TABLE known (id BLOB PRIMARY KEY, version TEXT, generation INT) WITHOUT ROWID"
-        )
+        self._db = scratch(path, "known (id BLOB PRIMARY KEY, version TEXT, generation INT)")
 
     def close(self) -> None:
         """Lets go of the file."""

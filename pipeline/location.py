@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from pathlib import PurePosixPath
+from typing import BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pipeline.errors import UsageError
@@ -64,6 +65,14 @@ def suffix(uri: str) -> str:
 def digest(data: bytes) -> str:
     """128-bit blake2b, hex: item ids, content hashes and checksums alike."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+
+
+def file_digest(file: BinaryIO) -> str:
+    """`digest` of what is left of a file, read as a stream."""
+    found = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    while chunk := file.read(2**20):
+        found.update(chunk)
+    return found.hexdigest()
 
 
 def item_id(uri: str) -> str:

@@ -2,23 +2,23 @@
 
 A generation's rows lie in Parquet parts of `SHARDS_A_PART` shards, one row group a shard, and
 `g000000.json` is written last: without it the parts are nothing. Its creation is exclusive and
-its parts carry a name of their own, so of two planners at once one wins and none mixes.
+its parts carry a name of their own, so of two planners at once one wins and none mixes. A part's
+name ends with the checksum of its content.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import layout
 from pipeline.errors import StorageError
-from pipeline.location import join
+from pipeline.location import file_digest, join
+from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 
 # One footer and one ranged read give a shard: small enough a footer, few enough objects.
@@ -49,7 +49,7 @@ class Generation:
 
     def to_json(self) -> bytes:
         """One JSON object."""
-        return json.dumps(asdict(self), indent=1).encode()
+        return seal(asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes) -> Generation:
@@ -59,7 +59,7 @@ class Generation:
             ValueError: It is no such thing.
         """
         try:
-            raw: dict[str, Any] = json.loads(data)
+            raw = unseal(data)
             raw["short_shards"] = {int(key): rows for key, rows in raw["short_shards"].items()}
             for name in ("partition_by", "parts", "inputs"):
                 raw[name] = tuple(raw[name])
@@ -149,11 +149,28 @@ def read_columns(
             yield from part.iter_batches(columns=columns)
 
 
+def is_whole(output: str, part: str) -> bool:
+    """Whether a part holds what it was frozen with, which its name says.
+
+    Raises:
+        FileNotFoundError: There is none.
+        StorageError: Storage failed.
+    """
+    place = join(output, part)
+    try:
+        with storage_for(output).open(place) as file:
+            return part.endswith(f"-{file_digest(file)}.parquet")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{place} cannot be read: {error}") from error
+
+
 @contextmanager
 def _part(output: str, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with storage_for(output).open(join(output, name)) as file:
             yield pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise StorageError(f"{join(output, name)} cannot be read: {reason}") from error

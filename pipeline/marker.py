@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
+
+from pipeline.sealed import seal, unseal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Marker:
 
     def to_json(self) -> bytes:
         """One JSON object."""
-        return json.dumps(asdict(self), indent=1).encode()
+        return seal(asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes) -> Marker:
@@ -51,7 +52,7 @@ class Marker:
             ValueError: It is no such thing.
         """
         try:
-            raw = json.loads(data)
+            raw = unseal(data)
             raw["objects"] = [Stored(**stored) for stored in raw["objects"]]
             return cls(**raw)
         except (TypeError, KeyError) as error:

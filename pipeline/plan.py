@@ -54,9 +54,9 @@ def plan(
         StorageError: Storage failed. Nothing is planned then.
     """
     report = PlanReport()
+    partition_by, shard_rows = _layout(config, existing)
     if not config.inputs:
         return report, None
-    partition_by, shard_rows = _layout(config, existing)
     number = len(existing)
     with (
         tempfile.TemporaryDirectory(prefix="patchflow-plan-") as folder,

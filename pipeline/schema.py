@@ -75,6 +75,14 @@ def encoded(preprocessed: pa.Schema, embedding: pa.DataType) -> pa.Schema:
     return pa.schema([*kept, *_fields(result)])
 
 
+def embeddings(embedding: pa.DataType, own: Iterable[pa.Field]) -> pa.Schema:
+    """An `embeddings/` object, with the caller's columns that are in no folder's name."""
+    counts = [pa.field(name, pa.int32()) for name in ("generation", "num_tokens")]
+    fields = [*preprocessed(MANIFEST), *counts, pa.field("embedding", embedding)]
+    known = {field.name: field for field in fields}
+    return pa.schema([*(known[name] for name in EMBEDDINGS), *own])
+
+
 def embedding_type(width: int, dtype: str) -> pa.DataType:
     """The `embedding` column of `width` values of float32 or float16."""
     return pa.list_(pa.float32() if dtype == "float32" else pa.float16(), width)

@@ -1,21 +1,19 @@
-"""How far an output is, from its manifests and markers alone."""
+"""How far an output is: each generation by itself, and every item in its current state."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline import layout
+from pipeline.ahead import ahead
 from pipeline.errors import StorageError, UsageError
 from pipeline.location import join
-from pipeline.manifest import Generation, committed, generations
+from pipeline.manifest import Generation, Shard, committed, generations, shards_of
 from pipeline.marker import Marker
+from pipeline.states import States, newest_of, states
 from pipeline.storage import storage_for
-
-# Markers are small and many: requests in flight hide an object store's latency.
-_READERS = 16
 
 
 @dataclass
@@ -36,6 +34,24 @@ class GenerationStatus:
         """Items without a terminal row yet."""
         return self.items - self.embedded - self.failed
 
+    def add(self, marker: Marker) -> None:
+        """Counts one committed shard."""
+        self.shards_committed += 1
+        self.embedded += marker.embedded
+        self.failed += marker.failed
+        self.errors = dict(Counter(self.errors) + Counter(marker.errors))
+        self.tokens += marker.tokens
+
+
+@dataclass
+class Status:
+    """How far an output is."""
+
+    generations: list[GenerationStatus]
+    """Oldest first; a later one supersedes what an older one says of an item."""
+    items: States
+    """Every item once, as the newest generation that lists it says."""
+
 
 def planned(output: str) -> list[Generation]:
     """The generations of an output that must have some.
@@ -49,7 +65,7 @@ def planned(output: str) -> list[Generation]:
     return found
 
 
-def markers(output: str, shards: set[str]) -> Iterator[tuple[str, Marker | None]]:
+def markers(output: str, shards: Iterable[str]) -> Iterator[tuple[str, Marker | None]]:
     """Each of `shards` in order, and its marker: None where that is damaged."""
     storage = storage_for(output)
 
@@ -60,30 +76,46 @@ def markers(output: str, shards: set[str]) -> Iterator[tuple[str, Marker | None]
             return shard, None
         return shard, marker if marker.shard == shard else None
 
-    with ThreadPoolExecutor(_READERS) as readers:
-        yield from readers.map(read, sorted(shards))
+    return ahead(read, sorted(shards))
 
 
-def status(output: str) -> list[GenerationStatus]:
-    """The state of every generation, oldest first.
+def marked(output: str, planned: list[Generation]) -> Iterator[tuple[Shard, Marker | None]]:
+    """Every planned shard and its marker, None where it is open.
+
+    Raises:
+        StorageError: Storage failed, or a marker is damaged or belongs to no planned shard.
+    """
+    done = committed(output)
+    for generation in planned:
+        shards = {shard.id: shard for shard in shards_of(generation, without=set())}
+        for name, shard in shards.items():
+            if name not in done:
+                yield shard, None
+        for name, marker in markers(output, shards.keys() & done):
+            if marker is None:
+                raise StorageError(f"{join(output, layout.marker(name))} is damaged")
+            yield shards[name], marker
+        done -= shards.keys()
+    if done:
+        place = join(output, layout.marker(min(done)))
+        raise StorageError(f"{place} is of a shard that is in no manifest; `verify` tells more")
+
+
+def status(output: str) -> Status:
+    """The state of every generation, and of all items.
 
     Raises:
         UsageError: Nothing is planned there.
         StorageError: Storage failed, or a marker is damaged.
     """
-    found = [
-        GenerationStatus(generation=g.number, shards=g.shards, items=g.rows)
-        for g in planned(output)
-    ]
-    for shard, marker in markers(output, committed(output)):
-        if marker is None:
-            raise StorageError(f"{join(output, layout.marker(shard))} is damaged")
-        parsed = layout.parse_shard(shard)
-        assert parsed is not None
-        state = found[parsed[0]]
-        state.shards_committed += 1
-        state.embedded += marker.embedded
-        state.failed += marker.failed
-        state.errors = dict(Counter(state.errors) + Counter(marker.errors))
-        state.tokens += marker.tokens
-    return found
+    existing = planned(output)
+    found = [GenerationStatus(generation=g.number, shards=g.shards, items=g.rows) for g in existing]
+
+    def counted() -> Iterator[tuple[Shard, Marker | None]]:
+        for shard, marker in marked(output, existing):
+            if marker is not None:
+                found[shard.generation].add(marker)
+            yield shard, marker
+
+    with newest_of(output, existing) as newest:
+        return Status(generations=found, items=states(output, counted(), newest))

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
 
-NAMES = ("embed", "plan", "status", "verify")
+NAMES = ("embed", "plan", "retry", "status", "verify")
 
 
 @dataclass(frozen=True)
@@ -191,19 +191,19 @@ def test_an_option_that_cannot_be_is_wrong_use(
     refused(2, expected, "embed", str(photos), *output, *filled)
 
 
-@pytest.mark.parametrize("name", ["embed", "status", "verify"])
+@pytest.mark.parametrize("name", ["embed", "retry", "status", "verify"])
 def test_a_command_without_its_output_is_wrong_use(refused: Callable[..., None], name: str) -> None:
     refused(2, ["--output"], name)
 
 
-@pytest.mark.parametrize("name", ["plan", "status", "verify"])
+@pytest.mark.parametrize("name", ["plan", "retry", "status", "verify"])
 def test_an_unknown_option_is_wrong_use_on_every_command(
     tmp_path: Path, refused: Callable[..., None], name: str
 ) -> None:
     refused(2, ["--frobnicate"], name, "--output", str(tmp_path / "out"), "--frobnicate")
 
 
-@pytest.mark.parametrize("name", ["status", "verify"])
+@pytest.mark.parametrize("name", ["retry", "status", "verify"])
 @pytest.mark.parametrize("place", ["none", "photos", "photos/image0.png", "photos/image0.png/x"])
 def test_what_is_no_output_is_refused_by_name(
     tmp_path: Path, photos: Path, refused: Callable[..., None], name: str, place: str
@@ -311,6 +311,57 @@ def test_a_broken_output_fails_the_audit_with_a_list(
     (output / "embeddings" / "mine.parquet").write_bytes(b"")
     ended = run("verify", "--output", str(output))
     assert (ended.code, ended.err) == (1, "BROKEN embeddings/mine.parquet: in no marker\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["retry", "--code", "broken"], ["--code broken", "not_found", "corrupt"]),
+        (["retry", "--code", "corrupt", "--code", "x"], ["--code x"]),
+        (["retry", "--token-budget", "0"], ["--token-budget", "0"]),
+        (["retry", "--max-error-rate", "2"], ["--max-error-rate", "2"]),
+        (["retry", "--pool", "max"], ["--pool"]),
+        (["verify", "--recompute", "0"], ["--recompute", "0"]),
+        (["verify", "--recompute", "x"], ["--recompute", "x"]),
+        (["verify", "--recompute", "3", "--seed", "-1"], ["--seed", "-1"]),
+    ],
+    ids=" ".join,
+)
+def test_an_option_of_retry_or_verify_that_cannot_be_is_wrong_use(
+    tmp_path: Path,
+    photos: Path,
+    run: Run,
+    refused: Callable[..., None],
+    args: list[str],
+    says: list[str],
+) -> None:
+    output = ["--output", str(tmp_path / "out")]
+    run("plan", str(photos), *output)
+    refused(2, says, args[0], *output, *args[1:])
+
+
+def test_a_planned_output_has_nothing_to_retry(tmp_path: Path, photos: Path, run: Run) -> None:
+    output = ["--output", str(tmp_path / "out")]
+    run("plan", str(photos), *output)
+    before = snapshot(tmp_path)
+    assert run("retry", *output) == Ended(0, "nothing to retry\n", "")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_status_over_several_generations_says_what_became_of_every_item(
+    tmp_path: Path, photos: Path, run: Run
+) -> None:
+    output = ["--output", str(tmp_path / "out")]
+    run("plan", str(photos), *output)
+    assert "embedded, 0 failed" not in run("status", *output).out
+    shutil.copy(GOLDENS / "image2.png", photos / "image0.png")
+    shutil.copy(GOLDENS / "image2.png", photos / "image3.png")
+    run("plan", str(photos), *output)
+    status = run("status", *output)
+    assert [line.split()[0] for line in status.out.splitlines()[1:3]] == ["g000000", "g000001"]
+    assert status.out.splitlines()[3:] == ["3 items: 0 embedded, 0 failed, 3 open"]
+    verify = run("verify", *output)
+    assert "over 2 generations 3 items: 0 embedded, 0 failed, 3 open" in verify.out.splitlines()
 
 
 @pytest.mark.parametrize("name", NAMES)

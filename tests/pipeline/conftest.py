@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image
 
+from encoder import preset_digest
 from pipeline import schema, storage
 from pipeline.commit import CommitConfig, commit_shard
-from pipeline.config import InputConfig
+from pipeline.config import EmbedConfig, InputConfig
+from pipeline.identity import Identity, fingerprint, identity, record
 from pipeline.known import PlanReport
 from pipeline.location import item_id
 from pipeline.manifest import Generation, generations, read_shard, shards_of
@@ -151,6 +154,26 @@ def encoded_block() -> Callable[..., pa.Table]:
     return block
 
 
+def made_up(width: int, dtype: Any) -> Identity:
+    """The preset `tiny` with vectors of another width."""
+    what = identity(EmbedConfig(output="unused", output_dtype=dtype), "cpu")
+    shape = replace(what.encoder.config, out_hidden_size=width)
+    encoder = replace(what.encoder, config=shape, digest=preset_digest(shape, 0))
+    return replace(
+        what, encoder=encoder, semantics=what.semantics | {"encoder_digest": encoder.digest}
+    )
+
+
+@pytest.fixture(scope="session")
+def begin() -> Callable[..., None]:
+    """Writes the `run.json` that made-up vectors need."""
+
+    def run(output: str, width: int = 4, dtype: Any = "float32") -> None:
+        record(EmbedConfig(output=output, output_dtype=dtype), made_up(width, dtype))
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def commit_config() -> Callable[..., CommitConfig]:
     """The commit stage's configuration for all shards of a generation."""
@@ -161,7 +184,7 @@ def commit_config() -> Callable[..., CommitConfig]:
         return CommitConfig(
             output=output,
             run="test",
-            fingerprint="f" * 32,
+            fingerprint=fingerprint(made_up(width, dtype).semantics),
             shard_rows=generation.shard_rows,
             partition_by=generation.partition_by,
             columns=tuple(generation.columns),
@@ -174,6 +197,7 @@ def commit_config() -> Callable[..., CommitConfig]:
 
 @pytest.fixture
 def commit(
+    begin: Callable[..., None],
     encoded_block: Callable[..., pa.Table],
     commit_config: Callable[..., CommitConfig],
 ) -> Callable[..., list[Marker]]:
@@ -186,6 +210,7 @@ def commit(
         failed: dict[int, str] | None = None,
         width: int = 4,
     ) -> list[Marker]:
+        begin(output, width)
         shards = list(shards_of(generation, without=set()))
         config = commit_config(output, generation, width)
         markers = []

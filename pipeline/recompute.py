@@ -1,0 +1,186 @@
+"""Random items embedded again, in this process and without the engine, against what is stored."""
+
+from __future__ import annotations
+
+import io
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import layout
+from pipeline.build import nest
+from pipeline.cluster import choose_device
+from pipeline.config import ComputeDtype, OutputDtype, RunConfig
+from pipeline.encode import Encode, EncodeConfig
+from pipeline.identity import Recorded, recorded
+from pipeline.location import join
+from pipeline.manifest import Shard, read_shard
+from pipeline.marker import Marker
+from pipeline.preprocess import Preprocess, PreprocessConfig
+from pipeline.schema import EMBEDDINGS
+from pipeline.states import Newest, failures, newest_of
+from pipeline.status import marked, planned
+from pipeline.storage import storage_for
+
+# How far a value may be off, as a share of its vector's largest. What an item is packed with
+# changes the order in which matrix products add up, which float32 shows in its last digits: 1e-6
+# measured. bfloat16 keeps 8 bits and rounds at every step, on other devices elsewhere: it is 1e-2
+# off float32, measured.
+_COMPUTE: dict[ComputeDtype, float] = {"float32": 1e-4, "bfloat16": 3e-2}
+# Storing rounds each side once more: half a unit of float16's 11 bits each.
+_OUTPUT: dict[OutputDtype, float] = {"float32": 0.0, "float16": 2**-11}
+# Items at once: their patches are in memory together.
+_ROWS = 8
+_TOKEN_BUDGET = 1024
+# The object is not what was embedded, or may not be read any more: nothing is there to compare.
+_GONE = frozenset(["not_found", "version_changed", "access_denied", "read_failed"])
+
+
+@dataclass
+class Recomputed:
+    """What came of embedding items again."""
+
+    compared: int = 0
+    not_comparable: int = 0
+    """Items whose objects changed, or are gone."""
+    breaches: list[str] = field(default_factory=list)
+
+
+def recompute(output: str, count: int, seed: int) -> Recomputed:
+    """Embeds `count` random embedded items again and compares every column.
+
+    Args:
+        output: Canonical location of an output without breaches.
+        count: How many; all where there are fewer. Each one is as likely as any other.
+        seed: Of the choice: the same one chooses the same items.
+
+    Raises:
+        StorageError: Storage failed.
+    """
+    found, run, existing = Recomputed(), recorded(output), planned(output)
+    if run is None:
+        return found
+    with newest_of(output, existing) as newest:
+        done = {shard: marker for shard, marker in marked(output, existing) if marker is not None}
+        chosen = _choose(_embedded(output, done, newest), count, random.Random(seed))
+        stages = _Stages(output, run) if chosen else None
+        for shard, positions in chosen.items():
+            assert stages is not None
+            (name,) = (o.name for o in done[shard].objects if o.name.startswith(layout.EMBEDDINGS))
+            stored = pq.read_table(io.BytesIO(storage_for(output).read(join(output, name))))
+            if newest is not None:
+                stored = newest.current(shard.generation, stored)
+            for rows in _blocks(stored.take(positions)):
+                again = stages.embed(read_shard(output, shard), rows, shard)
+                _compare(shard, rows, again, stages.tolerance, found)
+    return found
+
+
+def _embedded(
+    output: str, done: dict[Shard, Marker], newest: Newest | None
+) -> Iterator[tuple[Shard, int]]:
+    """How many items of each shard are embedded now."""
+    if newest is None:
+        yield from ((shard, marker.embedded) for shard, marker in done.items())
+        return
+    partly = [(s, marker) for s, marker in done.items() if marker.failed and newest.live[s.id]]
+    failed = Counter({shard: rows.num_rows for shard, rows in failures(output, partly, newest)})
+    yield from ((shard, newest.live[shard.id] - failed[shard]) for shard in done)
+
+
+def _choose(
+    embedded: Iterator[tuple[Shard, int]], count: int, chance: random.Random
+) -> dict[Shard, list[int]]:
+    """Positions among the embedded items of shards: numbers drawn from all, without repetition."""
+    sizes = list(embedded)
+    total = sum(size for _, size in sizes)
+    drawn = sorted(chance.sample(range(total), min(count, total)), reverse=True)
+    chosen: dict[Shard, list[int]] = {}
+    start = 0
+    for shard, size in sizes:
+        while drawn and drawn[-1] < start + size:
+            chosen.setdefault(shard, []).append(drawn.pop() - start)
+        start += size
+    return chosen
+
+
+def _blocks(rows: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, rows.num_rows, _ROWS):
+        yield rows.slice(start, _ROWS)
+
+
+class _Stages:
+    """Preprocess and Encode, as the output was made with them."""
+
+    def __init__(self, output: str, run: Recorded) -> None:
+        dtype = run.semantics["compute_dtype"]
+        # What was made on a GPU is made on a CPU where there is none, in the same dtype.
+        device = choose_device("auto") if dtype == "bfloat16" else "cpu"
+        config = run.embed_config(RunConfig(output=output), output)
+        what = run.identity(config, device)
+        self.tolerance = _COMPUTE[dtype] + _OUTPUT[config.output_dtype]
+        # No limits: the very same bytes were within those of their run.
+        self._preprocess = Preprocess(
+            PreprocessConfig(
+                max_file_bytes=sys.maxsize, max_source_pixels=sys.maxsize, options=what.images
+            )
+        )
+        kept = join(output, layout.encoder(run.encoder.digest))
+        self._encode = Encode(
+            EncodeConfig(
+                location=run.encoder.location if run.encoder.random else kept,
+                seed=config.seed,
+                device=device,
+                dtype=dtype,
+                token_budget=_TOKEN_BUDGET,
+                pool=config.pool,
+                features=config.features,
+                normalize=config.normalize,
+                output_dtype=config.output_dtype,
+            )
+        )
+
+    def embed(self, planned: pa.Table, stored: pa.Table, shard: Shard) -> pa.Table:
+        """`schema.encoded` rows of the stored ones, read in the very version that they have."""
+        ids = planned["item_id"].combine_chunks()
+        rows = planned.take(pc.index_in(stored["item_id"].combine_chunks(), ids))
+        index = rows.schema.get_field_index("version")
+        rows = rows.set_column(index, rows.schema.field(index), stored["version"])
+        return self._encode(self._preprocess(nest(rows, shard.id, rows.num_rows, rows.num_rows)))
+
+
+def _compare(
+    shard: Shard, stored: pa.Table, again: pa.Table, tolerance: float, found: Recomputed
+) -> None:
+    exact = [n for n in stored.column_names if n in again.column_names and n != "embedding"]
+    assert {*EMBEDDINGS} - {*exact} == {"generation", "embedding"}
+    for old, new in zip(stored.to_pylist(), again.to_pylist(), strict=True):
+        place = f"{shard.id}: {old['uri']}"
+        if new["error_code"] in _GONE:
+            found.not_comparable += 1
+            continue
+        found.compared += 1
+        if new["error_code"] is not None:
+            found.breaches.append(f"{place}: fails now: {new['error_code']}")
+            continue
+        differ = [name for name in exact if repr(old[name]) != repr(new[name])]
+        found.breaches += [f"{place}: {n} is {old[n]!r}, now {new[n]!r}" for n in differ]
+        off = _off(np.array(old["embedding"]), np.array(new["embedding"]))
+        if off > tolerance:
+            found.breaches.append(
+                f"{place}: its vector is off by {off:.1e} of its largest value; {tolerance:.1e} "
+                "would be rounding"
+            )
+
+
+def _off(old: np.ndarray, new: np.ndarray) -> float:
+    """The largest difference of two vectors [D], as a share of their largest value."""
+    largest = max(np.abs(old).max(), np.abs(new).max())
+    return float(np.abs(old - new).max() / largest) if largest else 0.0

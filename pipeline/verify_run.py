@@ -1,0 +1,70 @@
+"""The audit of `run.json` and of the vision tower that it names."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import BinaryIO, cast
+
+from encoder import (
+    CheckpointError,
+    checkpoint_digest,
+    preset_digest,
+    vision_tensors,
+    write_vision_tower,
+)
+from pipeline import layout
+from pipeline.errors import PatchflowError, StorageError
+from pipeline.identity import Recorded, fingerprint, recorded
+from pipeline.location import DIGEST_BYTES, file_digest, join
+from pipeline.storage import storage_for
+
+
+def check_run(output: str, breaches: list[str], *, begun: bool) -> Recorded | None:
+    """Reads `run.json`, which must be there if the output was `begun`; None where it cannot be."""
+    try:
+        run = recorded(output)
+    except PatchflowError as error:
+        breaches.append(f"{layout.RUN}: {error}")
+        return None
+    if run is None:
+        if begun:
+            breaches.append(f"{layout.RUN} is missing")
+        return None
+    name = run.encoder.digest
+    if run.fingerprint != fingerprint(run.semantics) or name != run.semantics["encoder_digest"]:
+        breaches.append(f"{layout.RUN}: its fingerprint is not that of its configuration")
+    if run.encoder.random:
+        if name != preset_digest(run.encoder.config, run.seed or 0):
+            breaches.append(f"{layout.RUN}: its seed does not make its encoder")
+    elif reason := _damage(join(output, layout.encoder(name)), name):
+        breaches.append(f"{layout.encoder(name)} {reason}")
+    return run
+
+
+class _Hash:
+    """A file that keeps only the hash of what is written to it."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
+
+    def write(self, data: bytes) -> None:
+        self.hash.update(data)
+
+
+def _damage(tower: str, digest: str) -> str | None:
+    """What is wrong with a kept tower: it must be, byte for byte, what `record` wrote."""
+    if storage_for(tower).stat(tower) is None:
+        return "is missing"
+    try:
+        tensors = vision_tensors(tower)
+        if checkpoint_digest(tensors) != digest:
+            return "is not the encoder that was recorded"
+        expected = _Hash()
+        write_vision_tower(tensors, cast(BinaryIO, expected))
+        with storage_for(tower).open(tower) as file:
+            same = file_digest(file) == expected.hash.hexdigest()
+    except CheckpointError as error:
+        return f"is damaged: {error}"
+    except OSError as error:
+        raise StorageError(f"{tower} cannot be read: {error}") from error
+    return None if same else "is not as it was kept"

@@ -1,0 +1,214 @@
+"""The audit of one shard: its marker and objects, against its manifest rows and `run.json`."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import layout, schema
+from pipeline.identity import Recorded
+from pipeline.location import digest, join
+from pipeline.manifest import Shard
+from pipeline.marker import Marker, Stored
+from pipeline.storage import storage_for
+from processors import ErrorCode
+
+# What an item's row says as its manifest row does, beside the caller's columns.
+_CARRIED = ("uri", "version", "media_type")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedShard:
+    """What the manifest decides of a shard."""
+
+    shard: Shard
+    rows: pa.Table
+    partition_by: tuple[str, ...]
+
+    @property
+    def partition(self) -> dict[str, object]:
+        """Its partition values."""
+        return {name: self.rows[name][0].as_py() for name in self.partition_by}
+
+    @property
+    def embeddings(self) -> str:
+        """The name of its embeddings object."""
+        return layout.embeddings(self.shard.id, self.partition)
+
+    @property
+    def errors(self) -> str:
+        """The name of its errors object."""
+        return layout.errors(self.shard.id)
+
+    @property
+    def own(self) -> list[pa.Field]:
+        """The caller's columns that lie in its objects, not in a folder's name."""
+        known = {*schema.MANIFEST.names, *self.partition_by}
+        return [field for field in self.rows.schema if field.name not in known]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A committed shard's two tables."""
+
+    good: pa.Table
+    bad: pa.Table
+
+
+def read_tables(output: str, marker: Marker, breaches: list[str]) -> dict[str, pa.Table]:
+    """The objects that a marker names, by name; those that are not what it says are `breaches`."""
+    tables = {}
+    for stored in marker.objects:
+        data = _read(output, stored)
+        if data is None:
+            breaches.append(f"{stored.name} is missing")
+        elif len(data) != stored.size_bytes or digest(data) != stored.checksum:
+            breaches.append(f"{stored.name} is not what was committed")
+        else:
+            try:
+                tables[stored.name] = pq.read_table(io.BytesIO(data))
+            except (pa.ArrowException, OSError) as error:
+                breaches.append(f"{stored.name} is no Parquet file: {str(error).splitlines()[0]}")
+    return tables
+
+
+def check_marker(planned: PlannedShard, marker: Marker) -> Iterator[str]:
+    """Whether the marker is of this shard's objects, as the manifest names them."""
+    names = [stored.name for stored in marker.objects]
+    if names != [planned.embeddings, planned.errors]:
+        yield (
+            f"its marker names {' and '.join(names) or 'nothing'}, where the manifest has "
+            f"{planned.embeddings} and {planned.errors}"
+        )
+    values = {n: None if v is None else str(v) for n, v in planned.partition.items()}
+    if marker.partition != values:
+        yield f"its marker has the partition {marker.partition}, the manifest {values}"
+
+
+def check_tables(
+    planned: PlannedShard, marker: Marker, tables: Tables, run: Recorded | None
+) -> Iterator[str]:
+    """Whether every item has its one row, and every row is of its item."""
+    good, bad = tables.good, tables.bad
+    wrong = [*_check_columns(planned, tables, run)]
+    yield from wrong
+    if wrong:
+        return
+    yield from _check_counts(planned, marker, tables)
+    ids = planned.rows["item_id"].to_pylist()
+    found = Counter(good["item_id"].to_pylist() + bad["item_id"].to_pylist())
+    if found != Counter(set(ids)):
+        missing, foreign = len(set(ids) - set(found)), len(set(found) - set(ids))
+        twice = sum(count > 1 for count in found.values())
+        yield f"{missing} items without a terminal row, {twice} with several, {foreign} unplanned"
+    else:
+        yield from _check_carried(planned, tables)
+    if pc.unique(good["generation"]).to_pylist() not in ([], [planned.shard.generation]):
+        yield "embeddings of another generation"
+    yield from _check_vectors(good)
+    if run is not None:
+        yield from _check_grids(good, run.encoder.config.spatial_merge_size**2)
+
+
+def _read(output: str, stored: Stored) -> bytes | None:
+    try:
+        return storage_for(output).read(join(output, stored.name))
+    except FileNotFoundError:
+        return None
+
+
+def _check_columns(planned: PlannedShard, tables: Tables, run: Recorded | None) -> Iterator[str]:
+    stored = tables.good.schema
+    if run is not None:
+        width, dtype = run.encoder.config.out_hidden_size, run.semantics["output_dtype"]
+        vector = schema.embedding_type(width, dtype)
+    else:
+        vector = stored.field("embedding").type if "embedding" in stored.names else pa.null()
+    for name, found, expected in (
+        (planned.embeddings, stored, schema.embeddings(vector, planned.own)),
+        (planned.errors, tables.bad.schema, schema.ERRORS),
+    ):
+        differ = [
+            *(f"no column {f.name}" for f in expected if f.name not in found.names),
+            *(f"a column {f.name} too many" for f in found if f.name not in expected.names),
+            *(
+                f"{f.name} is {found.field(f.name).type}, not {f.type}"
+                for f in expected
+                if f.name in found.names and found.field(f.name).type != f.type
+            ),
+        ]
+        if differ:
+            yield f"{name}: {'; '.join(differ)}"
+
+
+def _check_counts(planned: PlannedShard, marker: Marker, tables: Tables) -> Iterator[str]:
+    good, bad = tables.good, tables.bad
+    counts = [good.num_rows, bad.num_rows]
+    if counts != [marker.embedded, marker.failed] or marker.rows != planned.shard.rows:
+        yield f"{counts[0]} embeddings and {counts[1]} errors, the marker says otherwise"
+    elif [stored.rows for stored in marker.objects] != counts:
+        yield "its marker has other numbers of rows than its objects"
+    codes = Counter(bad["error_code"].to_pylist())
+    if dict(codes) != marker.errors:
+        yield f"errors {dict(codes)}, the marker says {marker.errors}"
+    if unknown := set(codes) - {*get_args(ErrorCode)}:
+        yield f"error codes that there are none of: {sorted(map(str, unknown))}"
+    if (pc.sum(good["num_tokens"]).as_py() or 0) != marker.tokens:
+        yield "its marker has another number of tokens than its embeddings"
+
+
+def _check_carried(planned: PlannedShard, tables: Tables) -> Iterator[str]:
+    """Each row has its manifest row's values; without a version there, the one that was read."""
+    position = {key: row for row, key in enumerate(planned.rows["item_id"].to_pylist())}
+    own = [field.name for field in planned.own]
+    for name, found, columns in (
+        (planned.embeddings, tables.good, (*_CARRIED, *own)),
+        (planned.errors, tables.bad, _CARRIED),
+    ):
+        order = pa.array([position[key] for key in found["item_id"].to_pylist()], pa.int64())
+        expected = planned.rows.take(order)
+        for column in columns:
+            ours, theirs = found[column], expected[column]
+            if column == "version":
+                theirs = pc.coalesce(theirs, ours)
+            if wrong := _differences(ours, theirs):
+                yield f"{name}: {wrong} rows with another {column} than in the manifest"
+    for column in ("content_hash", "width", "height"):
+        if tables.good[column].null_count:
+            yield f"{planned.embeddings}: {column} is null"
+
+
+def _differences(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> int:
+    if ours.equals(theirs):
+        return 0
+    # What is not a number does not equal itself; its text does.
+    pairs = zip(ours.to_pylist(), theirs.to_pylist(), strict=True)
+    return sum(repr(left) != repr(right) for left, right in pairs)
+
+
+def _check_vectors(good: pa.Table) -> Iterator[str]:
+    column = good["embedding"]
+    values = pc.list_flatten(column)
+    if column.null_count or values.null_count:
+        yield "null embeddings"
+    if not pc.all(pc.is_finite(values.cast(pa.float32()))).as_py() and len(values):
+        yield "embeddings that are not finite"
+
+
+def _check_grids(good: pa.Table, patches_a_token: int) -> Iterator[str]:
+    grids, tokens = good["grid_thw"], good["num_tokens"]
+    if grids.null_count or tokens.null_count or pc.list_flatten(grids).null_count:
+        yield "null grids or token counts"
+        return
+    patches = pc.list_flatten(grids).to_numpy().astype(np.int64).reshape(-1, 3)
+    counts = tokens.to_numpy().astype(np.int64) * patches_a_token
+    if (patches <= 0).any() or (patches.prod(axis=1) != counts).any():
+        yield "token counts that are not those of their grids"
