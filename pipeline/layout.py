@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from pipeline.location import digest
 
@@ -79,15 +79,19 @@ def errors(shard: str) -> str:
 
 
 def _folder(key: str, value: object) -> str:
-    """`key=value`, percent-encoded; what would make too long a name keeps its beginning.
+    """`key=value`, percent-encoded; what cannot be a name keeps its beginning, and a digest.
 
-    `+` never comes out of `quote`, so a shortened name is no other value's. The whole value is
-    in the manifest and in the markers.
+    That is what is too long, and a text that readers take for null. `+` never comes out of
+    `quote`, so no other value has such a name. The whole value is in the manifest and in the
+    markers.
     """
+    name = quote(key, safe="")
+    if name[0] in "._":  # Readers would take the folder for hidden.
+        name = f"%{ord(name[0]):02X}{name[1:]}"
     text = NULL if value is None else quote(str(value), safe="")
-    if value is not None and text == NULL:
-        text = "%5F" + text[1:]  # A text like the null's name is another folder.
-    name = f"{quote(key, safe='')}={text}"
-    if len(name) <= _LONGEST_NAME:
+    name = f"{name}={text}"
+    if len(name) <= _LONGEST_NAME and (value is None or text != NULL):
         return name
-    return f"{name[: _LONGEST_NAME - 33]}+{digest(name.encode())}"
+    # Readers refuse half a character.
+    kept = unquote_to_bytes(name)[: _LONGEST_NAME // 4].decode(errors="ignore")
+    return f"{quote(kept, safe='=')}+{digest(name.encode())}"

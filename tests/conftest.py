@@ -8,4 +8,6 @@ pytest_plugins = [
     "tests.support.outputs",
     "tests.support.s3",
     "tests.support.crowd",
+    "tests.support.plans",
+    "tests.support.s3_here",
 ]

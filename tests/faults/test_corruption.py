@@ -25,8 +25,8 @@ from pipeline.retry import plan_retry
 from pipeline.status import status
 from pipeline.storage import storage_for
 from pipeline.verify import verify
-from tests.pipeline.conftest import *  # noqa: F403 (plans and commits without the engine)
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
 SHARD = "g000000-00000000"
 CAT = f"embeddings/label=cat/{SHARD}.parquet"
 Change = Callable[[pa.Table], pa.Table]
@@ -68,7 +68,7 @@ def kept(tmp_path: Path, freeze: Callable[..., Any], write_manifest: Callable[..
     """An output that was begun with a checkpoint."""
     place = str(tmp_path / "kept")
     freeze(place, write_manifest({"uri": ["/media/0.jpg"]}))
-    config = EmbedConfig(output=place, encoder=str(GOLDENS / "checkpoint-glm4v"))  # noqa: F405
+    config = EmbedConfig(output=place, encoder=str(GOLDENS / "checkpoint-glm4v"))
     record(config, identity(config, "cpu"))
     assert verify(place).breaches == []
     return Path(place)
@@ -198,7 +198,7 @@ def test_damage_on_s3_is_found_as_on_a_disk(
     commit(output, generation, failed={1: "corrupt"})
     kept = f"{s3_media}/kept"
     freeze(kept, write_manifest({"uri": ["/media/0.jpg"]}))
-    config = EmbedConfig(output=kept, encoder=str(GOLDENS / "checkpoint-glm4v"))  # noqa: F405
+    config = EmbedConfig(output=kept, encoder=str(GOLDENS / "checkpoint-glm4v"))
     record(config, identity(config, "cpu"))
     for place in (output, kept):
         assert verify(place).breaches == []

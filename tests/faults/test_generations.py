@@ -23,7 +23,6 @@ from pipeline.states import States, failures, newest_of
 from pipeline.status import marked, status
 from pipeline.storage import storage_for
 from pipeline.verify import verify
-from tests.pipeline.conftest import *  # noqa: F403 (plans and commits without the engine)
 
 SHARD_ROWS = 2
 MAX_PIXELS = 50176

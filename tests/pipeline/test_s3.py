@@ -149,8 +149,9 @@ def test_a_plan_and_commits_whose_every_answer_is_lost_once_are_whole(
         _, generation = freeze(s3_media, write_manifest({"uri": names}), shard_rows=3)
         assert generation is not None
         markers = commit(s3_media, generation, failed={1: "corrupt"})
-        # A part and a generation; an intent, put and deleted, and three objects of each shard.
-        assert proxy.faults() == {"reset after": 2 + 3 * 5}
+        # `run.json`, a part and a generation; of each shard an intent, put and deleted, and three
+        # objects.
+        assert proxy.faults() == {"reset after": 3 + 3 * 5}
         assert [(marker.embedded, marker.failed) for marker in markers] == [(2, 1), (2, 1), (1, 0)]
         assert verify(s3_media).breaches == []
         with pytest.raises(FileNotFoundError):

@@ -1,0 +1,220 @@
+"""Tiny plans and committed outputs, made without the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from encoder import preset_digest
+from pipeline import schema
+from pipeline.commit import CommitConfig, commit_shard
+from pipeline.config import EmbedConfig, InputConfig
+from pipeline.identity import Identity, fingerprint, identity, record
+from pipeline.known import PlanReport
+from pipeline.location import item_id
+from pipeline.manifest import Generation, generations, read_shard, shards_of
+from pipeline.marker import Marker
+from pipeline.plan import plan
+from pipeline.schema import MANIFEST
+
+
+@pytest.fixture
+def write_manifest(tmp_path: Path) -> Callable[..., str]:
+    """Writes a user's Parquet manifest, `NAME.parquet`, and returns its path."""
+
+    def write(columns: dict[str, Any] | pa.Table, name: str = "items") -> str:
+        table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(table, path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def freeze() -> Callable[..., tuple[PlanReport, Generation | None]]:
+    """Plans inputs into an output on top of what is planned there."""
+
+    def run(output: str, *inputs: str, **options: Any) -> tuple[PlanReport, Generation | None]:
+        return plan(InputConfig(inputs=inputs, **options), output, generations(output))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def manifest_rows() -> Callable[..., pa.Table]:
+    """Manifest rows for uris, as `read_shard` gives them."""
+
+    def rows(
+        uris: list[str], shard: str = "g000000-00000000", own: pa.Table | None = None, **given: Any
+    ) -> pa.Table:
+        columns = {
+            "item_id": [item_id(uri) for uri in uris],
+            "uri": uris,
+            "version": [None] * len(uris),
+            "size_bytes": [None] * len(uris),
+            "media_type": ["image"] * len(uris),
+            "shard": [shard] * len(uris),
+        } | given
+        table = pa.table(columns, schema=MANIFEST)
+        for field in own.schema if own is not None else ():
+            table = table.append_column(field, own[field.name])
+        return table
+
+    return rows
+
+
+@pytest.fixture(scope="session")
+def encoded_block() -> Callable[..., pa.Table]:
+    """What Encode would make of a shard's manifest rows: item n's vector is [n, n, ...]."""
+
+    def block(
+        rows: pa.Table,
+        shard_rows: int,
+        failed: dict[int, str] | None = None,
+        width: int = 4,
+        dtype: str = "float32",
+    ) -> pa.Table:
+        codes, count = failed or {}, rows.num_rows
+        fill = shard_rows - count
+        found: dict[str, list[Any]] = {
+            "content_hash": [f"hash{n}" for n in range(count)],
+            "width": [28 * (n + 1) for n in range(count)],
+            "height": [28] * count,
+            "num_frames": [None] * count,
+            "duration_s": [None] * count,
+            "grid_thw": [[1, 2, 2 * (n + 1)] for n in range(count)],
+            "stage": ["preprocess" if n in codes else None for n in range(count)],
+            "error_code": [codes.get(n) for n in range(count)],
+            "error_message": ["broken" if n in codes else None for n in range(count)],
+            "attempts": [1 if n in codes else None for n in range(count)],
+            "num_tokens": [None if n in codes else n + 1 for n in range(count)],
+        }
+        target = schema.encoded(
+            schema.preprocessed(rows.schema), pa.from_numpy_dtype(np.dtype(dtype))
+        )
+        vectors = [
+            [] if n in codes or n >= count else list(np.full(width, n, dtype))
+            for n in range(shard_rows)
+        ]
+        columns = []
+        for field in target:
+            if field.name == "embedding":
+                columns.append(vectors)
+            elif field.name == "device":
+                columns.append(["cpu"] * shard_rows)
+            elif field.name == "shard":
+                columns.append([rows["shard"][0].as_py()] * shard_rows)
+            else:
+                values = found.get(field.name) or rows[field.name].to_pylist()
+                columns.append([*values, *[None] * fill])
+        return pa.table(columns, schema=target)
+
+    return block
+
+
+def made_up(width: int, dtype: Any) -> Identity:
+    """The preset `tiny` with vectors of another width."""
+    what = identity(EmbedConfig(output="unused", output_dtype=dtype), "cpu")
+    shape = replace(what.encoder.config, out_hidden_size=width)
+    encoder = replace(what.encoder, config=shape, digest=preset_digest(shape, 0))
+    return replace(
+        what, encoder=encoder, semantics=what.semantics | {"encoder_digest": encoder.digest}
+    )
+
+
+@pytest.fixture(scope="session")
+def begin() -> Callable[..., None]:
+    """Writes the `run.json` that made-up vectors need."""
+
+    def run(output: str, width: int = 4, dtype: Any = "float32") -> None:
+        record(EmbedConfig(output=output, output_dtype=dtype), made_up(width, dtype))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def commit_config() -> Callable[..., CommitConfig]:
+    """The commit stage's configuration for all shards of a generation."""
+
+    def config(
+        output: str, generation: Generation, width: int = 4, dtype: str = "float32"
+    ) -> CommitConfig:
+        return CommitConfig(
+            output=output,
+            run="test",
+            fingerprint=fingerprint(made_up(width, dtype).semantics),
+            shard_rows=generation.shard_rows,
+            partition_by=generation.partition_by,
+            columns=tuple(generation.columns),
+            embedding=schema.embedding_type(width, dtype),
+            rows={shard.id: shard.rows for shard in shards_of(generation, without=set())},
+        )
+
+    return config
+
+
+@pytest.fixture
+def commit(
+    begin: Callable[..., None],
+    encoded_block: Callable[..., pa.Table],
+    commit_config: Callable[..., CommitConfig],
+) -> Callable[..., list[Marker]]:
+    """Commits shards of a generation with made-up vectors; `failed` is by row within a shard."""
+
+    def run(
+        output: str,
+        generation: Generation,
+        indices: list[int] | None = None,
+        failed: dict[int, str] | None = None,
+        width: int = 4,
+    ) -> list[Marker]:
+        begin(output, width)
+        shards = list(shards_of(generation, without=set()))
+        config = commit_config(output, generation, width)
+        markers = []
+        for shard in shards if indices is None else [shards[index] for index in indices]:
+            rows = read_shard(output, shard)
+            block = encoded_block(rows, generation.shard_rows, failed, width)
+            record = commit_shard(block, config)
+            markers.append(Marker.from_json(record["marker"][0].as_py()))
+        return markers
+
+    return run
+
+
+@pytest.fixture
+def healthy(
+    tmp_path: Path,
+    write_manifest: Callable[..., str],
+    freeze: Callable[..., tuple[PlanReport, Generation | None]],
+    commit: Callable[..., list[Marker]],
+) -> str:
+    """An output of 7 items in shards of 3, all committed; the second row of each full one failed.
+
+    The last shard has one row, which is embedded.
+    """
+    output = str(tmp_path / "out")
+    names = [f"/media/{n}.jpg" for n in range(7)]
+    _, generation = freeze(output, write_manifest({"uri": names}), shard_rows=3)
+    assert generation is not None
+    commit(output, generation, failed={1: "corrupt"})
+    return output
+
+
+@pytest.fixture
+def files() -> Callable[[Path], dict[str, bytes]]:
+    """Every file below a folder with its bytes, hidden ones included."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+    return read
