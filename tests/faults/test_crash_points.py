@@ -1,0 +1,126 @@
+"""One driver, disturbed at every single operation that it does, and the same command after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.faults.simulation import REQUESTS, Outcome, Process
+from tests.faults.world import OpenWorld, World, simulated
+
+KINDS = ("disk", "s3")
+
+
+@pytest.fixture(scope="module")
+def open_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenWorld]:
+    with simulated(tmp_path_factory.mktemp("worlds")) as found:
+        yield found
+
+
+def points(open_world: OpenWorld, kind: str, items: int) -> list[str]:
+    """The operations of a driver that plans and commits `items` undisturbed."""
+    with open_world(kind, "undisturbed") as world:
+        world.add(items)
+        driver, found = world.drive(), []
+        while not driver.ended:
+            found.append(driver.operation)
+            world.simulation.step(driver)
+        world.finish()
+    return found
+
+
+def drive_to(world: World, point: int) -> Process:
+    """A driver before its operation `point`."""
+    driver = world.drive()
+    for _ in range(point):
+        if not driver.ended:
+            world.simulation.step(driver)
+    return driver
+
+
+def kill_at(world: World, point: int) -> None:
+    """A driver that is killed before its operation `point`, if it comes so far."""
+    driver = drive_to(world, point)
+    if not driver.ended:
+        world.simulation.step(driver, "killed")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_driver_killed_at_any_operation_is_resumed(open_world: OpenWorld, kind: str) -> None:
+    found = points(open_world, kind, items=2)
+    assert len(found) > 15
+    for point in range(len(found)):
+        with open_world(kind, f"killed at {point}") as world:
+            world.add(2)
+            world.litter()
+            kill_at(world, point)
+            world.finish()
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("kind", KINDS)
+def test_drivers_killed_at_any_operation_of_a_later_generation_are_resumed(
+    open_world: OpenWorld, kind: str
+) -> None:
+    found = points(open_world, kind, items=4)
+    for point in range(len(found)):
+        for second in Random(point).sample(range(len(found)), 3):
+            with open_world(kind, f"killed at {point}, {second}", partition_by=("label",)) as world:
+                world.add(3)
+                world.simulation.run(world.drive())
+                world.add(2)
+                world.change(0)
+                kill_at(world, point)
+                kill_at(world, second)
+                world.change(0)
+                kill_at(world, second)
+                world.finish()
+
+
+@pytest.mark.parametrize("kind", [pytest.param("disk", marks=pytest.mark.whole), "s3"])
+@pytest.mark.parametrize("outcome", ["refused", "lost", "late", "twice"])
+def test_a_driver_of_which_any_operation_fails_is_resumed(
+    open_world: OpenWorld, kind: str, outcome: Outcome
+) -> None:
+    for point, operation in enumerate(points(open_world, kind, items=3)):
+        if outcome in ("late", "twice") and operation not in REQUESTS:
+            continue
+        with open_world(kind, f"{outcome} at {point}") as world:
+            world.add(3)
+            driver = drive_to(world, point)
+            world.simulation.step(driver, outcome)
+            world.simulation.run(driver)
+            world.add(1)
+            world.finish()
+
+
+@pytest.mark.parametrize("kind", [pytest.param("disk", marks=pytest.mark.whole), "s3"])
+def test_a_driver_asleep_at_any_operation_wakes_to_no_harm(
+    open_world: OpenWorld, kind: str
+) -> None:
+    for point in range(len(points(open_world, kind, items=3))):
+        with open_world(kind, f"asleep at {point}") as world:
+            world.add(3)
+            sleeper = drive_to(world, point)
+            kill_at(world, Random(point).randrange(len(world.simulation.trace) + 10))
+            world.simulation.run(world.drive())
+            world.add(2)
+            world.change(0)
+            world.finish(zombies=(sleeper,))
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_drivers_asleep_at_any_two_operations_wake_to_no_harm(
+    open_world: OpenWorld, kind: str
+) -> None:
+    found = points(open_world, kind, items=2)
+    for first in range(len(found)):
+        for second in Random(first).sample(range(len(found)), 6):
+            with open_world(kind, f"asleep at {first} and {second}") as world:
+                world.add(2)
+                sleepers = drive_to(world, first), drive_to(world, second)
+                world.finish(zombies=sleepers)
