@@ -96,6 +96,8 @@ class Process:
         if outcome == "twice":
             result = apply()
         if outcome == "lost":
+            # What a file was opened for never comes to be.
+            getattr(result, "close", lambda: None)()
             raise error
         return result
 

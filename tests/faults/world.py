@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -173,6 +175,8 @@ def _without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("pipeline.embed.ray_running", lambda *, verbose: _nothing())
     patch.setattr("pipeline.embed._run_name", lambda: _local.process.name)
     patch.setattr("pipeline.drive.drive", _drive)
+    # Most of the time would go into what is the same in every marker.
+    patch.setattr("pipeline.commit.version", cache(version))
 
 
 @contextmanager
