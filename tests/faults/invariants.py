@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -85,7 +86,7 @@ def check_complete(output: str, promises: Promises, collection: dict[str, Row]) 
     stored = {name for name in files if name.startswith(("embeddings/", "errors/"))}
     assert stored == named
     for uri, found in versions.items():
-        again = [one for one, next_one in zip(found, found[1:], strict=False) if one == next_one]
+        again = [one for one, next_one in pairwise(found) if one == next_one]
         assert not again, f"{uri} was planned twice as version {again}"
     newest = {uri: found[-1] for uri, found in versions.items()}
     assert newest == {uri: item["version"] for uri, item in collection.items()}

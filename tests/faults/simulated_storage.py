@@ -57,7 +57,7 @@ def _stepping_open(call: Callable[..., Any]) -> Callable[..., Any]:
 
 def _fsync(descriptor: int) -> None:
     """A process that dies takes nothing with it that it has written: nothing needs to be done."""
-    place = os.readlink(f"/proc/self/fd/{descriptor}")
+    place = str(Path(f"/proc/self/fd/{descriptor}").readlink())
     operate("fsync", place, lambda: None, _disk_error(place))
 
 

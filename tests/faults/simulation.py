@@ -145,6 +145,7 @@ class Simulation:
 
     def step(self, process: Process, outcome: Outcome = "done") -> None:
         """One operation of `process`; then everything must be as it must always be."""
+        assert not process.ended
         place = process.place
         name = place.removeprefix(join(self.root, ""))
         self.trace.append(f"{process.name}: {process.operation} {name} {outcome}")
@@ -152,10 +153,11 @@ class Simulation:
         self._watch.check(place)
         self._check_end(process)
 
-    def run(self, process: Process) -> None:
-        """Runs a process to its end, undisturbed."""
-        while not process.ended:
+    def run(self, process: Process, steps: int | None = None) -> None:
+        """Lets a process go on undisturbed, to its end or for at most so many steps."""
+        while not process.ended and steps != 0:
             self.step(process)
+            steps = None if steps is None else steps - 1
 
     def deliver(self) -> None:
         """What is still on its way arrives, after everything that came meanwhile."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import product
 from random import Random
 
 import pytest
@@ -12,6 +12,8 @@ from tests.faults.simulation import REQUESTS, Outcome, Process
 from tests.faults.world import OpenWorld, World, simulated
 
 KINDS = ("disk", "s3")
+# Requests of a commit, whoever's intent it is.
+COMMIT = 7
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,17 @@ def points(open_world: OpenWorld, kind: str, items: int) -> list[str]:
 
 
 def drive_to(world: World, point: int) -> Process:
-    """A driver before its operation `point`."""
+    """A driver before its operation `point`, or at its end if it comes to fewer."""
     driver = world.drive()
-    for _ in range(point):
-        if not driver.ended:
-            world.simulation.step(driver)
+    world.simulation.run(driver, point)
+    return driver
+
+
+def drive_to_commit(world: World) -> Process:
+    """A driver before the first operation of its first shard's commit."""
+    driver = world.drive()
+    while not driver.place.endswith("commits/g000000-00000000.json"):
+        world.simulation.step(driver)
     return driver
 
 
@@ -110,22 +118,29 @@ def test_a_driver_asleep_at_any_operation_wakes_to_no_harm(
         with open_world(kind, f"asleep at {point}") as world:
             world.add(3)
             sleeper = drive_to(world, point)
-            kill_at(world, Random(point).randrange(len(world.simulation.trace) + 10))
             world.simulation.run(world.drive())
             world.add(2)
             world.change(0)
             world.finish(zombies=(sleeper,))
 
 
-@pytest.mark.whole
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_drivers_asleep_at_any_two_operations_wake_to_no_harm(
-    open_world: OpenWorld, kind: str
+@pytest.mark.parametrize("end", ["first wakes", "second wakes", "first dies", "second dies"])
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.whole)])
+def test_two_commits_of_one_shard_meet_at_any_two_operations(
+    open_world: OpenWorld, step: int, end: str
 ) -> None:
-    found = points(open_world, kind, items=2)
-    for first in range(len(found)):
-        for second in Random(first).sample(range(len(found)), 6):
-            with open_world(kind, f"asleep at {first} and {second}") as world:
-                world.add(2)
-                sleepers = drive_to(world, first), drive_to(world, second)
-                world.finish(zombies=sleepers)
+    """Both drivers have seen the shard open: nothing but the commit keeps them apart."""
+    for first, second in [*product(range(COMMIT), repeat=2)][::step]:
+        with open_world("s3", f"{first} operations of one, {second} of the other") as world:
+            world.add(1)
+            pair = drive_to_commit(world), drive_to_commit(world)
+            for driver, count in zip(pair, (first, second), strict=True):
+                world.simulation.run(driver, count)
+            later = pair if end.startswith("first") else pair[::-1]
+            if end.endswith("dies"):
+                if not later[0].ended:
+                    world.simulation.step(later[0], "killed")
+                world.finish(zombies=later[1:])
+            else:
+                world.simulation.run(later[1])
+                world.finish()

@@ -172,7 +172,7 @@ def simulated(folder: Path, server: Storage | None = None) -> Iterator[OpenWorld
 
 def _without_ray(patch: pytest.MonkeyPatch) -> None:
     """Lets `pipeline.embed` commit made-up vectors in its own process."""
-    patch.setattr("pipeline.embed.ray_running", lambda *, verbose: _nothing())
+    patch.setattr("pipeline.embed.ray_running", _no_cluster)
     patch.setattr("pipeline.embed._run_name", lambda: _local.process.name)
     patch.setattr("pipeline.drive.drive", _drive)
     # Most of the time would go into what is the same in every marker.
@@ -180,7 +180,7 @@ def _without_ray(patch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
+def _no_cluster(*, verbose: bool) -> Iterator[None]:
     yield
 
 
