@@ -24,29 +24,39 @@ _COMMITS, _MANIFEST = "_patchflow/commits/", "_patchflow/manifest/"
 
 
 class Promises:
-    """A marker, once there, stays as it is, and so do the objects that it names."""
+    """What is planned and what is committed, once there, stays as it is."""
 
     def __init__(self, output: str) -> None:
         self._output = output
         self.markers: dict[str, bytes] = {}
         self._objects: dict[str, tuple[int, str]] = {}
+        self._planned: dict[str, bytes] = {}
 
     def check(self, place: str) -> None:
         """Looks at the object at `place`."""
         name = place.removeprefix(join(self._output, ""))
-        is_marker = name.startswith(_COMMITS) and name.endswith(".json")
-        if not is_marker and name not in self._objects:
-            return
-        data = self._read(name)
         if name in self._objects:
-            self._check_object(name, data)
-        elif name in self.markers:
-            assert data == self.markers[name], f"{name} was committed, and changed"
-        elif data is not None:
-            self.markers[name] = data
-            for stored in json.loads(data)["objects"]:
+            self._check_object(name, self._read(name))
+        elif name.endswith((".json", ".parquet")) and name.startswith(_MANIFEST):
+            self._check_frozen(self._planned, name)
+        elif (
+            name.endswith(".json")
+            and name.startswith(_COMMITS)
+            and self._check_frozen(self.markers, name)
+        ):
+            for stored in json.loads(self.markers[name])["objects"]:
                 self._objects[stored["name"]] = stored["size_bytes"], stored["checksum"]
                 self._check_object(stored["name"], self._read(stored["name"]))
+
+    def _check_frozen(self, known: dict[str, bytes], name: str) -> bool:
+        """Whether it is there for the first time."""
+        data = self._read(name)
+        if name in known:
+            assert data == known[name], f"{name} was there, and changed"
+        elif data is not None:
+            known[name] = data
+            return True
+        return False
 
     def _check_object(self, name: str, data: bytes | None) -> None:
         assert data is not None, f"{name} is in a marker, but is not there"

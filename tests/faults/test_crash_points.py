@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from random import Random
 
 import pytest
 
+from pipeline.location import join
+from pipeline.storage import storage_for
 from tests.faults.simulation import REQUESTS, Outcome, Process
 from tests.faults.world import OpenWorld, World, simulated
 
 KINDS = ("disk", "s3")
-# Requests of a commit, whoever's intent it is.
-COMMIT = 7
+# Requests of a commit and of a planning, and steps of a creation on a disk, at least.
+COMMIT, PLANNING, CREATION = 7, 5, 13
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,7 @@ def test_a_driver_asleep_at_any_operation_wakes_to_no_harm(
         with open_world(kind, f"asleep at {point}") as world:
             world.add(3)
             sleeper = drive_to(world, point)
+            world.add(1)
             world.simulation.run(world.drive())
             world.add(2)
             world.change(0)
@@ -144,3 +148,40 @@ def test_two_commits_of_one_shard_meet_at_any_two_operations(
             else:
                 world.simulation.run(later[1])
                 world.finish()
+
+
+@pytest.mark.parametrize("end", ["first wakes", "second wakes"])
+def test_two_plannings_that_meet_at_any_two_operations_are_two_generations(
+    open_world: OpenWorld, end: str
+) -> None:
+    for first, second in product(range(PLANNING), repeat=2):
+        with open_world("s3", f"{first} operations of one, {second} of the other") as world:
+            world.add(2)
+            pair = [world.plan()]
+            world.simulation.run(pair[0], first)
+            world.add(1)
+            pair.append(world.plan())
+            world.simulation.run(pair[1], second)
+            for planner in pair if end == "second wakes" else pair[::-1]:
+                world.simulation.run(planner)
+            world.finish()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_two_creations_that_meet_at_any_two_operations_one_wins(
+    open_world: OpenWorld, kind: str
+) -> None:
+    for first, second in product(range(CREATION), repeat=2):
+        with open_world(kind, f"{first} operations of one, {second} of the other") as world:
+            place, won = join(world.output, "folder/object"), []
+
+            def create(name: bytes, place: str = place, won: list[bytes] = won) -> None:
+                if storage_for(place).create(place, name):
+                    won.append(name)
+
+            pair = [world.simulation.start(n, partial(create, n.encode())) for n in ("a", "b")]
+            for creator, count in zip(pair, (first, second), strict=True):
+                world.simulation.run(creator, count)
+            for creator in pair:
+                world.simulation.run(creator)
+            assert won == [storage_for(place).read(place)]
