@@ -186,7 +186,6 @@ class MemoryS3:
         self.objects[uri] = data
 
     def create(self, uri: str, data: bytes) -> bool:
-        # As dict.setdefault would be, were equal contents the same writer's.
         if uri in self.objects:
             return False
         self.objects[uri] = data

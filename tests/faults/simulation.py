@@ -33,7 +33,8 @@ REQUESTS = {"write", "create", "delete"}
 _PATIENCE_S = 60.0
 
 T = TypeVar("T")
-_local = threading.local()
+# Its `process` is the one that a thread simulates.
+current = threading.local()
 
 
 class Killed(BaseException):
@@ -102,7 +103,7 @@ class Process:
         return result
 
     def _run(self) -> None:
-        _local.process = self
+        current.process = self
         try:
             self._work()
         except BaseException as error:  # A process ends with whatever it ends with.
@@ -116,7 +117,7 @@ class Process:
 
 def operate(operation: str, place: str, apply: Callable[[], T], error: Exception) -> T:
     """Does `apply`: as a step of the process that this thread simulates, if it does and minds."""
-    process: Process | None = getattr(_local, "process", None)
+    process: Process | None = getattr(current, "process", None)
     if process is None or not place.startswith(process.root):
         return apply()
     return process.operate(operation, place, apply, error)

@@ -18,7 +18,7 @@ from tests.faults.world import OpenWorld, World, simulated
 
 CHUNK = 50
 # Chunks of seeds on each kind of storage; and seeds on a real server, which takes its time.
-QUICK, WHOLE = 1, 30
+QUICK, WHOLE = 1, 20
 ON_SERVER = 100
 
 EVENTS = {

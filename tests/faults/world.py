@@ -33,7 +33,7 @@ from pipeline.summary import Summary
 from pipeline.verify import verify
 from tests.faults.invariants import Promises, check_complete, contents
 from tests.faults.simulated_storage import MemoryS3, step_on_disk, step_on_s3
-from tests.faults.simulation import Process, Simulation, _local
+from tests.faults.simulation import Process, Simulation, current
 
 OpenWorld = Callable[..., AbstractContextManager["World"]]
 
@@ -173,7 +173,7 @@ def simulated(folder: Path, server: Storage | None = None) -> Iterator[OpenWorld
 def _without_ray(patch: pytest.MonkeyPatch) -> None:
     """Lets `pipeline.embed` commit made-up vectors in its own process."""
     patch.setattr("pipeline.embed.ray_running", _no_cluster)
-    patch.setattr("pipeline.embed._run_name", lambda: _local.process.name)
+    patch.setattr("pipeline.embed._run_name", lambda: current.process.name)
     patch.setattr("pipeline.drive.drive", _drive)
     # Most of the time would go into what is the same in every marker.
     patch.setattr("pipeline.commit.version", cache(version))
