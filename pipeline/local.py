@@ -45,15 +45,17 @@ class LocalStorage:
     def check_root(self, root: str) -> None:
         """The nearest thing that exists on the way to `root` must be a folder."""
         path = Path(local_path(root))
-        nearest = next(p for p in (path, *path.parents) if p.exists())
-        if not nearest.is_dir():
-            raise FileNotFoundError(f"{nearest} is a file, not a folder")
+        with _disk(root):
+            nearest = next(p for p in (path, *path.parents) if p.exists())
+            if not nearest.is_dir():
+                raise FileNotFoundError(f"{nearest} is a file, not a folder")
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every file below `prefix`, depth first, each folder by name, without hidden ones."""
         root = local_path(prefix)
-        if not Path(root).is_dir():
-            raise FileNotFoundError(prefix)
+        with _disk(prefix):
+            if not Path(root).is_dir():
+                raise FileNotFoundError(prefix)
         yield from _walk(root)
 
     def stat(self, uri: str) -> ObjectInfo | None:

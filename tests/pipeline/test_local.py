@@ -212,6 +212,16 @@ def test_a_folder_in_the_objects_place_is_a_storage_error(
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
 
 
+def test_a_place_that_no_disk_can_have_is_a_storage_error(
+    store: LocalStorage, tmp_path: Path
+) -> None:
+    place = f"{tmp_path}/{'x' * 300}"
+    with pytest.raises(StorageError, match="File name too long"):
+        store.check_root(place)
+    with pytest.raises(StorageError, match="File name too long"):
+        next(store.list(place))
+
+
 # --- killed writers -----------------------------------------------------------------------------
 
 
