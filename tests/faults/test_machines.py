@@ -25,7 +25,7 @@ import pipeline.brake
 pipeline.brake._LOST_S = pipeline.brake._CAME_S = 3.0
 embed.main(sys.argv[1:])
 """
-COPIES = 3
+COPIES = 2
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def cluster(commands, tmp_path) -> Iterator[Any]:
     command.env = auth | {"RAY_ADDRESS": command.output().split()[0]}
     yield command
     command.process.send_signal(signal.SIGTERM)
-    command.kill()
+    command.ended()
 
 
 def tell(cluster: Any, number: signal.Signals, answer: str) -> None:

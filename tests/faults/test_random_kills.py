@@ -1,6 +1,6 @@
 """`kill -9` of the whole process tree at random instants, on a disk and on S3, until it is done.
 
-A story is one output: four kills, each at an instant that the story's seed chooses, between the
+A story is one output: ten kills, each at an instant that the story's seed chooses, between the
 very start and the last shard, and then a run that is left alone. What every run reads is counted,
 so that work done twice is bounded by what was under way.
 """
@@ -26,8 +26,8 @@ from tests.faults.proxy import FaultyS3
 from tests.support.crowd import SHARD_ROWS, SHARDS, Crowd, Row, moved
 from tests.support.outputs import MAX_PIXELS, Output
 
-STORIES = range(5)
-KILLS = 4
+STORIES = range(2)
+KILLS = 10
 # Until its first commit a run starts Python, plans, and starts Ray and its actors.
 STARTING_S = 8.0
 BUCKET = "media"

@@ -33,6 +33,7 @@ def main(cpus: int) -> None:
         else:
             cluster.add_node(**machine, node_ip_address="127.0.0.4")
             print("joined", flush=True)
+    cluster.shutdown()
 
 
 if __name__ == "__main__":
