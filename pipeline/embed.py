@@ -10,16 +10,22 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
+import numpy as np
+
 from pipeline.cluster import choose_device, in_cluster, ray_running
 from pipeline.commit import recover
-from pipeline.config import EmbedConfig, slice_of
+from pipeline.config import DEFAULT_SHARD_ROWS, EmbedConfig, slice_of
 from pipeline.errors import StorageError, UsageError
-from pipeline.identity import Identity, check_resumable, identity, record
+from pipeline.identity import Identity, identity
 from pipeline.known import PlanReport
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
 from pipeline.plan import check_layout, plan_next
+from pipeline.record import check_resumable, record
 from pipeline.storage import output_root, storage_for
 from pipeline.summary import Summary
+
+# A shard is a block in memory and, in its intent, one PUT, which S3 bounds at 5 GiB.
+_MOST_SHARD_BYTES = 2 * 2**30
 
 
 def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summary:
@@ -38,7 +44,9 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
     def prepare() -> tuple[Identity, list[Generation]]:
         what = identity(config, choose_device(config.device))
         begun = check_resumable(config.output, what.semantics)
+        _check_shard_size(config.shard_rows or DEFAULT_SHARD_ROWS, what)
         report, planned = _plan(config)
+        _check_shard_size(planned[0].shard_rows, what)  # It may have been planned before.
         on_plan(report)
         if not begun:
             record(config, what)
@@ -73,6 +81,22 @@ def embed_open(
             drive(config, what, shards, planned[0], summary)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _check_shard_size(rows: int, what: Identity) -> None:
+    """Refuses shards whose vectors are more than one object should be.
+
+    Raises:
+        UsageError: With the most rows that a shard may have.
+    """
+    row_bytes = (
+        what.encoder.config.out_hidden_size * np.dtype(what.semantics["output_dtype"]).itemsize
+    )
+    if rows * row_bytes > _MOST_SHARD_BYTES:
+        raise UsageError(
+            f"--shard-rows {rows}: vectors of {row_bytes} bytes allow {_MOST_SHARD_BYTES // row_bytes} "
+            "rows at most; choose another --output with fewer"
+        )
 
 
 def _plan(config: EmbedConfig) -> tuple[PlanReport, list[Generation]]:

@@ -19,11 +19,11 @@ from pipeline.build import nest
 from pipeline.cluster import choose_device
 from pipeline.config import ComputeDtype, OutputDtype, RunConfig
 from pipeline.encode import Encode, EncodeConfig
-from pipeline.identity import Recorded, recorded
 from pipeline.location import join
 from pipeline.manifest import Shard, read_shard
 from pipeline.marker import Marker
 from pipeline.preprocess import Preprocess, PreprocessConfig
+from pipeline.record import Recorded, recorded
 from pipeline.schema import EMBEDDINGS
 from pipeline.states import Newest, failures, newest_of
 from pipeline.status import marked, planned

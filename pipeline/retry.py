@@ -19,10 +19,11 @@ from pipeline.config import RetryConfig
 from pipeline.embed import embed_open
 from pipeline.errors import RaceError, StorageError
 from pipeline.freeze import ShardWriter, freeze
-from pipeline.identity import Identity, check_resumable, recorded
+from pipeline.identity import Identity
 from pipeline.location import item_id, join
 from pipeline.manifest import Generation, read_shard
 from pipeline.objects import ObjectInfo
+from pipeline.record import check_resumable, recorded
 from pipeline.schema import MANIFEST
 from pipeline.states import failures, newest_of
 from pipeline.status import marked, planned

@@ -14,8 +14,9 @@ from encoder import (
 )
 from pipeline import layout
 from pipeline.errors import PatchflowError, StorageError
-from pipeline.identity import Recorded, fingerprint, recorded
+from pipeline.identity import fingerprint
 from pipeline.location import DIGEST_BYTES, file_digest, join
+from pipeline.record import Recorded, recorded
 from pipeline.storage import storage_for
 
 

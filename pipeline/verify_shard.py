@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import layout, schema
-from pipeline.identity import Recorded
 from pipeline.location import digest, join
 from pipeline.manifest import Shard
 from pipeline.marker import Marker, Stored
+from pipeline.record import Recorded
 from pipeline.storage import storage_for
 from processors import ErrorCode
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipeline.config import EmbedConfig
 from pipeline.errors import UsageError
-from pipeline.identity import check_resumable, identity, record
+from pipeline.identity import identity
+from pipeline.record import check_resumable, record
 
 SEMANTIC = {
     "encoder": ("small", "encoder_digest"),

@@ -18,9 +18,10 @@ import pytest
 from pipeline import layout
 from pipeline.config import EmbedConfig
 from pipeline.errors import PatchflowError
-from pipeline.identity import identity, record
+from pipeline.identity import identity
 from pipeline.location import digest
 from pipeline.marker import Marker, Stored
+from pipeline.record import record
 from pipeline.retry import plan_retry
 from pipeline.status import status
 from pipeline.storage import storage_for

@@ -13,7 +13,8 @@ import pytest
 from encoder import checkpoint_digest, vision_tensors
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.errors import PatchflowError, UsageError
-from pipeline.identity import Identity, check_resumable, identity, record
+from pipeline.identity import Identity, identity
+from pipeline.record import check_resumable, record
 
 Files = Callable[[Path], dict[str, bytes]]
 

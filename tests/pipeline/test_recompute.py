@@ -23,13 +23,14 @@ from pipeline.build import nest
 from pipeline.commit import CommitConfig, commit_shard
 from pipeline.config import EmbedConfig
 from pipeline.encode import Encode, EncodeConfig
-from pipeline.identity import fingerprint, identity, record
+from pipeline.identity import fingerprint, identity
 from pipeline.known import PlanReport
 from pipeline.location import digest
 from pipeline.manifest import Generation, Shard, generations, read_shard, shards_of
 from pipeline.marker import Marker
 from pipeline.preprocess import Preprocess, PreprocessConfig
 from pipeline.recompute import _choose, recompute
+from pipeline.record import record
 from pipeline.schema import embedding_type
 from pipeline.verify import verify
 

@@ -16,10 +16,11 @@ import pytest
 import pipeline.retry
 from pipeline.config import EmbedConfig, RetryConfig, RunConfig
 from pipeline.errors import RaceError, StorageError, UsageError
-from pipeline.identity import Recorded, fingerprint, identity, record, recorded
+from pipeline.identity import fingerprint, identity
 from pipeline.known import PlanReport
 from pipeline.manifest import Generation, generations, read_shard, shards_of
 from pipeline.marker import Marker
+from pipeline.record import Recorded, record, recorded
 from pipeline.retry import RetryReport, plan_retry, retry
 
 Freeze = Callable[..., tuple[PlanReport, Generation | None]]

@@ -16,12 +16,13 @@ from encoder import preset_digest
 from pipeline import schema
 from pipeline.commit import CommitConfig, commit_shard
 from pipeline.config import EmbedConfig, InputConfig
-from pipeline.identity import Identity, fingerprint, identity, record
+from pipeline.identity import Identity, fingerprint, identity
 from pipeline.known import PlanReport
 from pipeline.location import item_id
 from pipeline.manifest import Generation, generations, read_shard, shards_of
 from pipeline.marker import Marker
 from pipeline.plan import plan
+from pipeline.record import record
 from pipeline.schema import MANIFEST
 
 

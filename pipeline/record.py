@@ -1,0 +1,150 @@
+"""`run.json`: what an output was begun with, written once and held against every later run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from encoder import Glm4vVisionConfig, vision_tensors, write_vision_tower
+from pipeline import layout
+from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
+from pipeline.errors import StorageError, UsageError
+from pipeline.identity import Encoder, Identity, fingerprint, identity_of, reading
+from pipeline.location import join
+from pipeline.sealed import seal, unseal
+from pipeline.storage import storage_for
+from processors import ImageOptions
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What `run.json` says: the configuration that an output was begun with."""
+
+    encoder: Encoder
+    seed: int | None
+    """Of random weights."""
+    semantics: dict[str, Any]
+    fingerprint: str
+
+    def embed_config(self, free: RunConfig, output: str) -> EmbedConfig:
+        """The command line that began the output, as far as results depend on it."""
+        names = ("min_pixels", "max_pixels", "level", "pool", "features", "normalize")
+        return EmbedConfig(
+            encoder=self.encoder.location,
+            seed=self.seed or 0,
+            output_dtype=self.semantics["output_dtype"],
+            **{name: self.semantics[name] for name in names},
+            **{field.name: getattr(free, field.name) for field in fields(RunConfig)}
+            | {"output": output},
+        )
+
+    def identity(self, config: EmbedConfig, device: ComputeDevice) -> Identity:
+        """`identity` of `config`, this one's, without a look at where the encoder came from."""
+        shape = self.encoder.config
+        images = ImageOptions(
+            min_pixels=self.semantics["min_pixels"] * shape.temporal_patch_size,
+            max_pixels=self.semantics["max_pixels"] * shape.temporal_patch_size,
+            patch_size=shape.patch_size,
+            temporal_patch_size=shape.temporal_patch_size,
+            merge_size=shape.spatial_merge_size,
+            patch_expand_factor=self.semantics["patch_expand_factor"],
+        )
+        return identity_of(config, self.encoder, images, device)
+
+
+def recorded(output: str) -> Recorded | None:
+    """What an output was begun with, None where it was not begun.
+
+    Raises:
+        UsageError: By a patchflow whose outputs are others.
+        StorageError: Storage failed, or `run.json` is damaged.
+    """
+    place = join(output, layout.RUN)
+    try:
+        data = storage_for(output).read(place)
+        version = json.loads(data)["schema_version"]
+        if version == SCHEMA_VERSION:
+            return _recorded(unseal(data))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StorageError(f"{place} is damaged: {error}") from error
+    raise UsageError(
+        f"{output} has schema version {version}; this patchflow writes {SCHEMA_VERSION}: "
+        "choose another --output"
+    )
+
+
+def _recorded(run: dict[str, Any]) -> Recorded:
+    encoder = run["encoder"]
+    return Recorded(
+        encoder=Encoder(
+            location=encoder["location"],
+            digest=encoder["digest"],
+            random=encoder["random_weights"],
+            config=Glm4vVisionConfig(**encoder["config"]),
+        ),
+        seed=encoder["seed"],
+        semantics=run["semantics"],
+        fingerprint=run["fingerprint"],
+    )
+
+
+def check_resumable(output: str, semantics: dict[str, Any]) -> bool:
+    """Whether the output was begun already, with this very configuration.
+
+    Raises:
+        UsageError: With another one, naming the fields that differ.
+    """
+    run = recorded(output)
+    if run is None:
+        return False
+    old = run.semantics
+    names = [name for name in {**old, **semantics} if old.get(name) != semantics.get(name)]
+    if names:
+        differ = "; ".join(
+            f"{name} was {old.get(name)}, now {semantics.get(name)}" for name in names
+        )
+        raise UsageError(
+            f"{output} was made with another configuration: {differ}. "
+            "Give the same options to resume, or choose another --output"
+        )
+    return True
+
+
+def record(config: EmbedConfig, identity: Identity) -> None:
+    """Writes `run.json`, and before it the vision tower of a checkpoint."""
+    encoder, storage = identity.encoder, storage_for(config.output)
+    place = join(config.output, layout.encoder(encoder.digest))
+    if not encoder.random and storage.stat(place) is None:
+        with tempfile.TemporaryDirectory(prefix="patchflow-encoder-") as folder:
+            tower = Path(folder) / "tower.safetensors"
+            with tower.open("wb") as file, reading(encoder.location):
+                write_vision_tower(vision_tensors(encoder.location), file)
+            storage.upload(place, str(tower))
+    run = {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": fingerprint(identity.semantics),
+        "semantics": identity.semantics,
+        "encoder": {
+            "location": encoder.location,
+            "digest": encoder.digest,
+            "random_weights": encoder.random,
+            "seed": config.seed if encoder.random else None,
+            "config": asdict(encoder.config),
+        },
+        "limits": {
+            "max_file_bytes": config.max_file_bytes,
+            "max_source_pixels": config.max_source_pixels,
+        },
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if not storage.create(join(config.output, layout.RUN), seal(run)):
+        # Another driver was faster; it must have written the same.
+        check_resumable(config.output, identity.semantics)
