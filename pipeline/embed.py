@@ -89,13 +89,13 @@ def _check_shard_size(rows: int, what: Identity) -> None:
     Raises:
         UsageError: With the most rows that a shard may have.
     """
-    row_bytes = (
-        what.encoder.config.out_hidden_size * np.dtype(what.semantics["output_dtype"]).itemsize
-    )
-    if rows * row_bytes > _MOST_SHARD_BYTES:
+    dtype = np.dtype(what.semantics["output_dtype"])
+    row_bytes = what.encoder.config.out_hidden_size * dtype.itemsize
+    most = _MOST_SHARD_BYTES // row_bytes
+    if rows > most:
         raise UsageError(
-            f"--shard-rows {rows}: vectors of {row_bytes} bytes allow {_MOST_SHARD_BYTES // row_bytes} "
-            "rows at most; choose another --output with fewer"
+            f"--shard-rows {rows}: vectors of {row_bytes} bytes allow {most} rows at most; "
+            "choose another --output with fewer"
         )
 
 
