@@ -14,6 +14,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from tests.faults.simulation import TALLY
+
 
 @dataclass
 class Score:
@@ -111,6 +113,11 @@ def pytest_terminal_summary(
     console.print(table)
     for reason, count in total.not_run.items():
         console.print(f"not run: {count} of {reason}", markup=False)
+    if TALLY.histories:
+        console.print(
+            f"simulated: {TALLY.histories:,} histories of the protocol, {TALLY.kills:,} processes "
+            f"killed and {TALLY.disturbances:,} disturbed in them"
+        )
     score = total.score
     console.print(
         f"{total.passed}/{total.cases} cases, {score.kills} kills: {score.lost} lost, "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from pipeline.errors import StorageError
@@ -121,6 +122,24 @@ def operate(operation: str, place: str, apply: Callable[[], T], error: Exception
     if process is None or not place.startswith(process.root):
         return apply()
     return process.operate(operation, place, apply, error)
+
+
+@dataclass
+class Tally:
+    """What the simulations of a whole test run came to."""
+
+    histories: int = 0
+    kills: int = 0
+    disturbances: int = 0
+
+    def add(self, processes: list[Process]) -> None:
+        """Counts one history that ended well."""
+        self.histories += 1
+        self.kills += sum(process.killed for process in processes)
+        self.disturbances += sum(process.disturbed and not process.killed for process in processes)
+
+
+TALLY = Tally()
 
 
 class Simulation:

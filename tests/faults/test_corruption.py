@@ -132,16 +132,15 @@ def test_a_flipped_byte_is_found(target: tuple[Path, Path], count: int) -> None:
 
 @pytest.mark.whole
 @pytest.mark.parametrize("kind", ["marker", "generation", "run.json"])
-def test_every_flipped_bit_of_json_is_found(output: Path, kind: str) -> None:
+def test_a_flipped_bit_of_every_byte_of_json_is_found(output: Path, kind: str) -> None:
     path = one(output, KINDS[kind])
     data = path.read_bytes()
     for position in range(len(data)):
-        for bit in range(8):
-            damaged = bytearray(data)
-            damaged[position] ^= 1 << bit
-            path.write_bytes(damaged)
-            name = str(path.relative_to(output))
-            assert any(name in breach for breach in verify(str(output)).breaches), (position, bit)
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        name = str(path.relative_to(output))
+        assert any(name in breach for breach in verify(str(output)).breaches), position
 
 
 @pytest.mark.parametrize("length", [0, 0.5, -1])

@@ -26,7 +26,7 @@ from tests.faults.proxy import FaultyS3
 from tests.support.crowd import SHARD_ROWS, SHARDS, Crowd, Row, moved
 from tests.support.outputs import MAX_PIXELS, Output
 
-STORIES = range(2)
+STORIES = [("disk", 0), ("disk", 1), ("s3", 2), ("s3", 3)]
 KILLS = 10
 # Until its first commit a run starts Python, plans, and starts Ray and its actors.
 STARTING_S = 8.0
@@ -106,14 +106,14 @@ def uploaded(crowd: Crowd, s3: Any) -> Iterator[FaultyS3]:
         yield proxy
 
 
-@pytest.fixture(params=[*(("disk", n) for n in STORIES), *(("s3", n) for n in STORIES)])
+@pytest.fixture(params=STORIES, ids=lambda story: f"{story[0]}-seed{story[1]}")
 def story(request: pytest.FixtureRequest, crowd: Crowd, tmp_path: Path) -> tuple[Any, int]:
     kind, seed = request.param
     if kind == "disk":
         return OnDisk(crowd, tmp_path / "output"), seed
     proxy = request.getfixturevalue("uploaded")
     s3 = request.getfixturevalue("s3")
-    return OnS3(crowd, s3, proxy, f"stories/{seed}", tmp_path / "downloaded"), 100 + seed
+    return OnS3(crowd, s3, proxy, f"stories/{seed}", tmp_path / "downloaded"), seed
 
 
 def under_way() -> int:

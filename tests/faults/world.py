@@ -33,7 +33,7 @@ from pipeline.summary import Summary
 from pipeline.verify import verify
 from tests.faults.invariants import Promises, check_complete, contents
 from tests.faults.simulated_storage import MemoryS3, step_on_disk, step_on_s3
-from tests.faults.simulation import Process, Simulation, current
+from tests.faults.simulation import TALLY, Process, Simulation, current
 
 OpenWorld = Callable[..., AbstractContextManager["World"]]
 
@@ -158,6 +158,7 @@ def simulated(folder: Path, server: Storage | None = None) -> Iterator[OpenWorld
             world = World(output, inputs, **layout)
             try:
                 yield world
+                TALLY.add(world.simulation.processes)
             except BaseException as error:
                 error.add_note("\n".join([f"{kind}: {story}", *world.simulation.trace[-100:]]))
                 raise
