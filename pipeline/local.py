@@ -177,6 +177,9 @@ class LocalStorage:
                     _link(temporary, target)
                 else:
                     temporary.replace(target)
+            except FileNotFoundError:
+                # By a clean-up whose clock is days ahead, or by hand.
+                raise StorageError(f"{uri} was removed while it was written") from None
             finally:
                 temporary.unlink(missing_ok=True)
             _sync_folder(target.parent)
