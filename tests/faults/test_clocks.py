@@ -62,7 +62,7 @@ def markers(tmp_path: Path) -> list[Path]:
 
 
 def test_a_clock_that_is_days_ahead_costs_a_writer_at_most_its_attempt(
-    tmp_path: Path, monkeypatch, write_manifest, freeze, commit_config, encoded_block, score
+    tmp_path: Path, monkeypatch, write_manifest, freeze, begin, commit_config, encoded_block, score
 ) -> None:
     """Another run takes this one's temporary file for one that was left behind."""
     output = str(tmp_path / "output")
