@@ -16,10 +16,14 @@ Result = TypeVar("Result")
 def ahead(request: Callable[[Value], Result], values: Iterable[Value]) -> Iterator[Result]:
     """`request` of every value, in order; the next ones are under way meanwhile."""
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(_REQUESTS) as requests:
+    requests = ThreadPoolExecutor(_REQUESTS)
+    try:
         for value in values:
             waiting.append(requests.submit(request, value))
             if len(waiting) > _REQUESTS:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        # Whoever stops early, by Ctrl-C or by an error, does not wait for what is left.
+        requests.shutdown(wait=False, cancel_futures=True)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # A task that was under way at so many ends is suspected, or, if it was alone, found guilty.
 MOST_DEATHS = 2
 # More than an item without company, which ends `2 * MOST_DEATHS`: those that are left are for the
-# device itself to fail with, before that item is found guilty.
+# device itself to fail with, before that item is found guilty. Several guilty items of one block
+# without any other look like a sick device: the run rather fails than blames the innocent.
 MOST_ENDS = 6
 
 

@@ -7,7 +7,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
+
+import ray
 
 from pipeline.cluster import Workers, plan_workers
 from pipeline.config import ComputeDevice, EmbedConfig
@@ -26,12 +28,21 @@ _LOST_S = 30.0
 _CAME_S = 300.0
 
 
+class _Stop(KeyboardInterrupt):
+    """The brake's own interrupt, told apart from a person's."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stop
+
+
 class Brake:
     """Interrupts the main thread, as Ctrl-C would, once one of `checks` raises.
 
     The main thread waits for the next shard, which may be hours away; `watch` is called with the
     newest counts from another. What the check raised leaves the `with` block in the interrupt's
-    place.
+    place. The signal is not Ctrl-C's: Ray's jobs block that, and shells ignore it in the
+    background.
     """
 
     def __init__(self, *checks: Callable[[Counts], None]) -> None:
@@ -47,9 +58,10 @@ class Brake:
                 check(counts)
         except PatchflowError as error:
             self._error = error
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def __enter__(self) -> Brake:
+        self._before = signal.signal(signal.SIGUSR1, _stop)
         return self
 
     def __exit__(
@@ -58,20 +70,22 @@ class Brake:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, KeyboardInterrupt) and self._error is not None:
+        signal.signal(signal.SIGUSR1, self._before)
+        if isinstance(error, _Stop) and self._error is not None:
             raise self._error from None
 
 
 class ErrorRate:
-    """Bounds the share of the run's items that fail."""
+    """Bounds the share of the run's items that fail; `done` are those of earlier passes."""
 
-    def __init__(self, highest: float) -> None:
-        self._highest = highest
+    def __init__(self, highest: float, done: Counts) -> None:
+        self._highest, self._done = highest, done
 
     def watch(self, counts: Counts) -> None:
         """Raises ErrorRateError if the rate is passed by enough items to tell."""
-        if counts.items >= _RATE_ITEMS:
-            self.check(counts.items, counts.errors)
+        items = self._done.items + counts.items
+        if items >= _RATE_ITEMS:
+            self.check(items, self._done.errors + counts.errors)
 
     def check(self, items: int, errors: Counter[str]) -> None:
         """Raises ErrorRateError if the rate is passed."""
@@ -102,7 +116,10 @@ class Machines:
         if now < self._looked + _LOOK_S:
             return
         self._looked = now
-        possible = plan_workers(self._config, self._device)
+        try:
+            possible = plan_workers(self._config, self._device)
+        except ray.exceptions.RayError:
+            return  # The cluster does not answer now; the next look tells.
         if possible != self._seen:
             self._seen, self._since = possible, now
         if possible == self._workers:

@@ -216,7 +216,8 @@ def _check_readable(shard: str, items: pa.Table) -> None:
     if unread.num_rows > max(_UNREADABLE_ITEMS, _UNREADABLE_SHARE * items.num_rows):
         raise StorageError(
             f"{unread.num_rows:,} of {items.num_rows:,} items of {shard} could not be read: "
-            f"{unread['error_message'][0]}; the run stops; run the same command again"
+            f"{unread['error_message'][0]}; run the same command again once they can, or remove "
+            "those that never will be: then they are not_found"
         )
 
 

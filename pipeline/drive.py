@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from pipeline.identity import Identity, fingerprint
 from pipeline.location import join
 from pipeline.manifest import Generation, Shard, committed
 from pipeline.preprocess import PreprocessConfig
-from pipeline.progress import ProgressCounter, ProgressLine
+from pipeline.progress import Counts, ProgressCounter, ProgressLine
 from pipeline.status import markers
 from pipeline.storage import storage_for
 from pipeline.summary import Summary
@@ -48,13 +49,13 @@ def drive(
         try:
             _pass(config, what, frozen, left, summary)
         except ResizedError as error:
-            print(f"patchflow embed: {error}", file=sys.stderr)
+            print(f"patchflow: {error}", file=sys.stderr)
             # What was committed without the driver's having heard of it.
             for shard, found in markers(config.output, committed(config.output) & set(left)):
                 if found is not None:
                     summary.add(found)
                     del left[shard]
-    ErrorRate(config.max_error_rate).check(summary.items, summary.errors)
+    ErrorRate(config.max_error_rate, Counts()).check(summary.items, summary.errors)
 
 
 def _pass(
@@ -76,7 +77,9 @@ def _pass(
     rows_a_block = build.block_rows(preprocess, items, workers)
     window = build.window(rows_a_block, frozen.shard_rows, workers)
     counter = _beside_the_driver(ProgressCounter, window)
-    rate = ErrorRate(config.max_error_rate)
+    rate = ErrorRate(
+        config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
+    )
     brake = Brake(rate.watch, Machines(config, what.device, workers).watch)
     line = ProgressLine(counter, items, workers=str(workers), watch=brake.watch)
     with brake, _told_in_a_line(), line:

@@ -55,7 +55,12 @@ def _identify(config: EmbedConfig) -> Encoder:
 
 @contextmanager
 def reading(location: str) -> Iterator[None]:
-    """Says in a line what is wrong with a checkpoint, or with the storage that it lies on."""
+    """Says in a line what is wrong with a checkpoint, or with the storage that it lies on.
+
+    Raises:
+        UsageError: It is no checkpoint that can be used.
+        StorageError: Its storage failed.
+    """
     try:
         yield
     except CheckpointError as error:

@@ -53,6 +53,13 @@ def parse_shard(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def generation_of(shard: str) -> int:
+    """The number of a shard's generation."""
+    parsed = parse_shard(shard)
+    assert parsed is not None, shard
+    return parsed[0]
+
+
 def marker(shard: str) -> str:
     """The marker that says that a shard is committed."""
     return f"{COMMITS}/{shard}.json"

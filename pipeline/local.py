@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import ItemError, StorageError
+from pipeline.errors import ItemError, RefusedError, StorageError
 from pipeline.location import local_path, local_uri
 from pipeline.objects import ABANDONED_S, Fetched, ObjectInfo, read_whole
 
@@ -88,14 +88,15 @@ class LocalStorage:
         except ValueError:
             raise ItemError("not_found", "no file can have this name") from None
         except PermissionError:
-            raise ItemError("access_denied", "the file may not be read") from None
+            raise RefusedError(f"{uri}: the file may not be read") from None
         except OSError as error:
             if error.errno not in _NAME_ERRORS:
                 raise StorageError(f"{uri}: {error.strerror}") from error
-            raise ItemError("read_failed", str(error.strerror)) from None
+            raise ItemError("not_found", f"no file can be read there: {error.strerror}") from None
         if after.version != before.version:
             raise _changed(before.version, after.version)
-        self._read[_mount(uri)] = uri
+        if data:
+            self._read[_mount(uri)] = uri
         return Fetched(data=data, version=after.version)
 
     def _check_mounts(self, uri: str) -> None:

@@ -203,10 +203,10 @@ def is_device_error(error: RuntimeError) -> bool:
     )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     import torch  # noqa: PLC0415
 
-    return isinstance(error, torch.OutOfMemoryError) or any(
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         sign in str(error) for sign in _OUT_OF_MEMORY
     )
 
@@ -221,7 +221,7 @@ def _halved(pack: list[int], run: Callable[[list[int]], T]) -> list[tuple[list[i
 
     try:
         return [(pack, run(pack))]
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
     # Only now has the exception let go of what the pack held. The allocator's fragments may be

@@ -161,8 +161,7 @@ class ProgressLine:
     def _refresh_quietly(self) -> None:
         try:
             self.refresh()
-        except Exception:  # The run itself reports why its cluster is gone; the line only stops.
-            self._stop.set()
+        except Exception:  # The run itself reports why its cluster is gone, if it is.
             return
         self._show(self.counts)
 

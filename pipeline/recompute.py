@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline import layout
 from pipeline.build import nest
-from pipeline.cluster import choose_device
-from pipeline.config import ComputeDtype, OutputDtype, RunConfig
+from pipeline.config import ComputeDevice, ComputeDtype, OutputDtype, RunConfig
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.location import join
 from pipeline.manifest import Shard, read_shard
@@ -122,7 +121,10 @@ class _Stages:
     def __init__(self, output: str, run: Recorded) -> None:
         dtype = run.semantics["compute_dtype"]
         # What was made on a GPU is made on a CPU where there is none, in the same dtype.
-        device = choose_device("auto") if dtype == "bfloat16" else "cpu"
+        import torch  # noqa: PLC0415
+
+        here = torch.cuda.is_available()
+        device: ComputeDevice = "cuda" if dtype == "bfloat16" and here else "cpu"
         config = run.embed_config(RunConfig(output=output), output)
         what = run.identity(config, device)
         self.tolerance = _COMPUTE[dtype] + _OUTPUT[config.output_dtype]

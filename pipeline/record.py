@@ -19,7 +19,7 @@ from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 from processors import ImageOptions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,8 @@ def check_resumable(output: str, semantics: dict[str, Any]) -> bool:
         )
         raise UsageError(
             f"{output} was made with another configuration: {differ}. "
-            "Give the same options to resume, or choose another --output"
+            "Give the same options to resume (compute_dtype is --device's), or choose another "
+            "--output"
         )
     return True
 

@@ -21,7 +21,7 @@ from pipeline.errors import RaceError, StorageError
 from pipeline.freeze import ShardWriter, freeze
 from pipeline.identity import Identity
 from pipeline.location import item_id, join
-from pipeline.manifest import Generation, read_shard
+from pipeline.manifest import Generation, Shard, read_shard
 from pipeline.objects import ObjectInfo
 from pipeline.record import check_resumable, recorded
 from pipeline.schema import MANIFEST
@@ -29,9 +29,6 @@ from pipeline.states import failures, newest_of
 from pipeline.status import marked, planned
 from pipeline.storage import output_root, storage_for
 from pipeline.summary import Summary
-
-# What may be true of one object alone, and then of a look at it as well.
-_UNREADABLE = frozenset(["access_denied", "read_failed"])
 
 
 @dataclass
@@ -112,12 +109,7 @@ def plan_retry(output: str, codes: tuple[str, ...] = ()) -> tuple[RetryReport, l
             pairs = zip(rows["item_id"].to_pylist(), rows["error_code"].to_pylist(), strict=True)
             wanted = {key: code for key, code in pairs if not codes or code in codes}
             if wanted:
-                items = read_shard(output, shard).drop_columns("shard")
-                items = items.filter(pc.is_in(items["item_id"], pa.array(wanted)))
-                if sorted(wanted) != sorted(map(item_id, items["uri"].to_pylist())):
-                    place = join(output, shard.part)
-                    raise StorageError(f"{place} is damaged; `verify` tells more")
-                writer.add(_looked_at(items, wanted, report))
+                writer.add(_looked_at(_planned_rows(output, shard, set(wanted)), report))
                 report.errors.update(wanted.values())
         writer.close()
         report.shards = writer.shards
@@ -126,13 +118,22 @@ def plan_retry(output: str, codes: tuple[str, ...] = ()) -> tuple[RetryReport, l
     return report, existing
 
 
-def _looked_at(items: pa.Table, codes: dict[str, str], report: RetryReport) -> pa.Table:
-    """Manifest rows, with the version and size that their objects have now."""
-    names = ("uri", "version", "size_bytes", "item_id")
+def _planned_rows(output: str, shard: Shard, ids: set[str]) -> pa.Table:
+    """Some of a shard's manifest rows, without the shard's name."""
+    rows = read_shard(output, shard).drop_columns("shard")
+    rows = rows.filter(pc.is_in(rows["item_id"], pa.array(ids, pa.string())))
+    if sorted(ids) != sorted(map(item_id, rows["uri"].to_pylist())):
+        raise StorageError(f"{join(output, shard.part)} is damaged; `verify` tells more")
+    return rows
 
-    def look(row: tuple[str, str | None, int | None, str]) -> tuple[str | None, int | None]:
-        uri, version, size_bytes, key = row
-        found = _stat(uri, codes[key]) if version is not None else None
+
+def _looked_at(items: pa.Table, report: RetryReport) -> pa.Table:
+    """Manifest rows, with the version and size that their objects have now."""
+    names = ("uri", "version", "size_bytes")
+
+    def look(row: tuple[str, str | None, int | None]) -> tuple[str | None, int | None]:
+        uri, version, size_bytes = row
+        found = _stat(uri) if version is not None else None
         return (found.version, found.size_bytes) if found else (version, size_bytes)
 
     rows = zip(*(items[name].to_pylist() for name in names), strict=True)
@@ -146,10 +147,10 @@ def _looked_at(items: pa.Table, codes: dict[str, str], report: RetryReport) -> p
     return items
 
 
-def _stat(uri: str, code: str) -> ObjectInfo | None:
+def _stat(uri: str) -> ObjectInfo | None:
     try:
         return storage_for(uri).stat(uri)
     except StorageError:
-        if code in _UNREADABLE:
-            return None
+        if storage_for(uri).answers(uri):
+            return None  # True of this object alone, which then fails again.
         raise

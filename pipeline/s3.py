@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pipeline.errors import ItemError, StorageError
+from pipeline.location import join
 from pipeline.objects import ABANDONED_S, Fetched, ObjectInfo, read_whole
 from pipeline.s3_client import BRIEFLY, PATIENTLY, S3Client, code_of, told
 
@@ -88,6 +89,8 @@ class S3Storage:
                 raise ItemError(
                     "version_changed", f"planned as version {version}, found another"
                 ) from None
+            if code == "KeyTooLongError":
+                raise ItemError("not_found", "no object can have so long a key") from None
             if code == "InvalidObjectState":
                 raise ItemError("access_denied", str(error)) from None
             raise
@@ -171,7 +174,8 @@ class S3Storage:
     def clean(self, root: str) -> None:
         """Aborts multipart uploads, whose parts nobody sees and everybody pays for."""
         bucket, key = _split(root)
-        key = key.rstrip("/") + "/" if key else ""
+        # Nothing else is ever uploaded in parts, by us.
+        key = join(key, "_patchflow/").lstrip("/")
         oldest = datetime.now(UTC) - timedelta(seconds=ABANDONED_S)
         with told(root, missing=StorageError):
             page = self._client.call("list_multipart_uploads", bucket, Prefix=key)

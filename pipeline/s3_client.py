@@ -3,12 +3,14 @@
 A request that fails for what may pass (5xx, 429, no connection, no answer, an answer that breaks
 off) is sent again, up to ten times within two minutes, after up to 0.25, 0.5, 1, ... 10 s, drawn
 at random: 23 s in all on average where the server answers at once. The server has 10 s to take a
-connection and 30 s for every next byte. What fails after that, at the latest after 170 s, has
-failed for good. A read is one request until its last byte has come.
+connection, 30 s for every next byte of an answer, and 40 s for the whole of anything but a read,
+with a second more for every MiB that it is sent. What fails after two minutes has failed for good.
+A read is one request until its last byte has come.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -32,6 +34,8 @@ from pipeline.objects import Fetched
 # botocore's own retries draw on a budget that a run of failures uses up for everyone, and do not
 # cover bodies: every retry is ours.
 _CLIENT = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 30}
+
+_ANSWER_S, _SLOWEST_BYTES_S = 40, 2**20
 
 _TRANSIENT = (NoConnectionError, HTTPClientError, aiohttp.ClientError, TimeoutError)
 _TRANSIENT_STATUS = {429, 500, 502, 503, 504}
@@ -73,9 +77,13 @@ class S3Client:
             Exception: Whatever the client raises; `told` turns it into ours.
         """
 
+        limit_s = _ANSWER_S + len(arguments.get("Body", b"")) / _SLOWEST_BYTES_S
+
         async def attempt() -> dict[str, Any]:
-            client = await self._connected(bucket)
-            answer: dict[str, Any] = await getattr(client, method)(Bucket=bucket, **arguments)
+            # The client's own timeouts begin once the server has taken what it is sent.
+            async with asyncio.timeout(limit_s):
+                client = await self._connected(bucket)
+                answer: dict[str, Any] = await getattr(client, method)(Bucket=bucket, **arguments)
             return answer
 
         return cast(dict[str, Any], sync(self._fs.loop, self._retrying.copy(), attempt))
@@ -136,4 +144,5 @@ def told(uri: str, *, missing: type[Exception] = FileNotFoundError) -> Iterator[
         kind = RefusedError if _status(error) == _FORBIDDEN else StorageError
         raise kind(f"{uri}: {code}: {said}") from error
     except (OSError, BotoCoreError, aiohttp.ClientError) as error:
-        raise StorageError(f"{uri}: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split()) or "no answer in time"
+        raise StorageError(f"{uri}: {said}") from error

@@ -85,7 +85,8 @@ def marked(output: str, planned: list[Generation]) -> Iterator[tuple[Shard, Mark
     Raises:
         StorageError: Storage failed, or a marker is damaged or belongs to no planned shard.
     """
-    done = committed(output)
+    # Another run may have planned generations since, and have committed shards of them.
+    done = {shard for shard in committed(output) if layout.generation_of(shard) < len(planned)}
     for generation in planned:
         shards = {shard.id: shard for shard in shards_of(generation, without=set())}
         for name, shard in shards.items():

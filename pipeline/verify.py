@@ -72,6 +72,9 @@ class _Auditor:
         # What is planned cannot be told of these generations and shards.
         self._lost: set[int] = set()
         self._unread: set[str] = set()
+        # Objects of no shard that is planned, unless it is by now; and the last generation.
+        self._suspects: list[tuple[str, str]] = []
+        self._last = -1
 
     def look(self) -> None:
         shards: set[str] = set()
@@ -83,6 +86,7 @@ class _Auditor:
                 self._breach(f"{foreign}: committed, but in no manifest")
         self._check_strays()
         self._check_intents(shards)
+        self._judge()
 
     def _breach(self, text: str) -> None:
         self._audit.breaches.append(text)
@@ -90,6 +94,15 @@ class _Auditor:
     def _is_lost(self, shard: str) -> bool:
         parsed = layout.parse_shard(shard)
         return shard in self._unread or (parsed is not None and parsed[0] in self._lost)
+
+    def _judge(self) -> None:
+        """Objects of no shard are a breach, unless another run has planned it meanwhile."""
+        names = self._names(layout.MANIFESTS)
+        now = {layout.generation_number(name.rsplit("/", 1)[1]) for name in names}
+        self._lost |= {n for n in now if n is not None and n > self._last}
+        for shard, text in self._suspects:
+            if not self._is_lost(shard):
+                self._breach(text)
 
     def _names(self, folder: str) -> Iterator[str]:
         """The names of all objects below a folder of the output."""
@@ -108,6 +121,7 @@ class _Auditor:
         last = max((n for n in planned if n is not None), default=0 if self._run else -1)
         committed = {parsed[0] for shard in self._done if (parsed := layout.parse_shard(shard))}
         numbers = {*range(last + 1), *committed}
+        self._last = max(numbers, default=-1)
         if not numbers:
             raise UsageError(f"{self._output} is no patchflow output: no plan is frozen there")
         for number in sorted(numbers, reverse=True):
@@ -229,8 +243,7 @@ class _Auditor:
                     self._audit.unfinished.append(name)
                 elif name not in self._stored:
                     shard = name.rsplit("/", 1)[1].removesuffix(".parquet")
-                    if not self._is_lost(shard):
-                        self._breach(f"{name}: in no marker")
+                    self._suspects.append((shard, f"{name}: in no marker"))
 
     def _check_intents(self, shards: set[str]) -> None:
         """What is decided of an open shard is unfinished; beside a marker it is left over."""
@@ -240,5 +253,6 @@ class _Auditor:
                 self._audit.leftovers.append(name)
             elif shard in shards:
                 self._audit.unfinished.append(name)
-            elif not self._is_lost(shard):
-                self._breach(f"{name}: of a shard that is in no manifest")
+            else:
+                text = f"{name}: of a shard that is in no manifest"
+                self._suspects.append((shard, text))

@@ -6,15 +6,14 @@ import hashlib
 from typing import BinaryIO, cast
 
 from encoder import (
-    CheckpointError,
     checkpoint_digest,
     preset_digest,
     vision_tensors,
     write_vision_tower,
 )
 from pipeline import layout
-from pipeline.errors import PatchflowError, StorageError
-from pipeline.identity import fingerprint
+from pipeline.errors import PatchflowError, UsageError
+from pipeline.identity import fingerprint, reading
 from pipeline.location import DIGEST_BYTES, file_digest, join
 from pipeline.record import Recorded, recorded
 from pipeline.storage import storage_for
@@ -57,15 +56,14 @@ def _damage(tower: str, digest: str) -> str | None:
     if storage_for(tower).stat(tower) is None:
         return "is missing"
     try:
-        tensors = vision_tensors(tower)
-        if checkpoint_digest(tensors) != digest:
-            return "is not the encoder that was recorded"
-        expected = _Hash()
-        write_vision_tower(tensors, cast(BinaryIO, expected))
-        with storage_for(tower).open(tower) as file:
-            same = file_digest(file) == expected.hash.hexdigest()
-    except CheckpointError as error:
+        with reading(tower):
+            tensors = vision_tensors(tower)
+            if checkpoint_digest(tensors) != digest:
+                return "is not the encoder that was recorded"
+            expected = _Hash()
+            write_vision_tower(tensors, cast(BinaryIO, expected))
+            with storage_for(tower).open(tower) as file:
+                same = file_digest(file) == expected.hash.hexdigest()
+    except UsageError as error:
         return f"is damaged: {error}"
-    except OSError as error:
-        raise StorageError(f"{tower} cannot be read: {error}") from error
     return None if same else "is not as it was kept"

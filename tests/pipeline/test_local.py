@@ -164,7 +164,7 @@ def test_a_folder_is_no_object(store: LocalStorage, tmp_path: Path) -> None:
     assert store.stat(str(tmp_path)) is None
     with pytest.raises(ItemError) as caught:
         store.fetch(str(tmp_path))
-    assert caught.value.code == "read_failed"
+    assert caught.value.code == "not_found"
 
 
 def test_a_name_below_a_file_is_not_there(store: LocalStorage, tmp_path: Path) -> None:

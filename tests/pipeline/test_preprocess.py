@@ -119,7 +119,7 @@ def test_every_row_comes_out_once_in_order_with_its_own_error(
         "8-corrupt.jpg": codes["8-corrupt.jpg"],
         "9-clip.mp4": "unsupported_format",
         "a-other-version.png": "version_changed",
-        "b-folder.png": "read_failed",
+        "b-folder.png": "not_found",
         "c-missing.png": "not_found",
         "d-good.webp": None,
     }

@@ -135,22 +135,28 @@ def test_an_item_without_a_version_stays_without(
     assert (row["version"], row["size_bytes"]) == (None, None)
 
 
-@pytest.mark.parametrize("code", ["access_denied", "corrupt"])
-def test_a_look_that_fails_is_storages_fault_unless_the_item_could_not_be_read_before(
-    tmp_path: Path, write_manifest: WriteManifest, freeze: Freeze, commit: Commit, code: str
+@pytest.mark.parametrize("others", [True, False])
+def test_a_look_that_fails_is_storages_fault_unless_others_can_be_read(
+    others: bool,
+    tmp_path: Path,
+    write_manifest: WriteManifest,
+    freeze: Freeze,
+    commit: Commit,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # No file can have a name of this length, which is true of the name alone.
     output, uri = str(tmp_path / "out"), f"{tmp_path}/{'x' * 300}.jpg"
     _, first = freeze(output, write_manifest({"uri": [uri], "version": ["1"]}))
     assert first is not None
-    commit(output, first, failed={0: code})
-    if code == "corrupt":
-        with pytest.raises(StorageError, match=r"x\.jpg"):
-            plan_retry(output)
-        assert generations(output) == [first]
-    else:
+    commit(output, first, failed={0: "corrupt"})
+    if others:
         _, (_, second) = plan_retry(output)
         assert rows_of(output, second)[0]["version"] == "1"
+        return
+    monkeypatch.setattr("pipeline.local.LocalStorage.answers", lambda self, beside: False)
+    with pytest.raises(StorageError, match=r"x\.jpg"):
+        plan_retry(output)
+    assert generations(output) == [first]
 
 
 def test_of_two_retries_at_once_the_other_finds_nothing_left(

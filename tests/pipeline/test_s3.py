@@ -1,6 +1,7 @@
 """What only S3 does, against a real server."""
 
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,3 +157,15 @@ def test_a_plan_and_commits_whose_every_answer_is_lost_once_are_whole(
         assert verify(s3_media).breaches == []
         with pytest.raises(FileNotFoundError):
             list(storage_for(s3_media).list(f"{s3_media}/_patchflow/intents"))
+
+
+def test_a_server_that_takes_a_connection_and_nothing_else_is_given_up(
+    s3_media: str, monkeypatch: pytest.MonkeyPatch, fresh_s3_clients: Callable[[], None]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("pipeline.s3_client._ANSWER_S", 0.3)
+        monkeypatch.setattr("pipeline.s3_client.PATIENTLY.stop", stop_after_attempt(2))
+        fresh_s3_clients()
+        with pytest.raises(StorageError, match="no answer in time"):
+            storage_for(s3_media).write(f"{s3_media}/x", b"x" * 1000)
