@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from PIL import Image
 from pipeline.verify import verify
 
 SHARD_ROWS = 40
+# Ray starts the commands of its jobs with Ctrl-C's signal blocked.
+AS_A_JOB = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,10 @@ def test_past_the_error_rate_a_run_stops_early_with_the_top_codes_and_can_be_res
 ) -> None:
     output = output_at(tmp_path / "output")
     args = (mostly_bad, "--output", output.folder, "--shard-rows", SHARD_ROWS)
-    stopped = commands.run("embed", *args, "--max-error-rate", 0.5)
+    stopped = commands.start(
+        *(sys.executable, "-c", AS_A_JOB, sys.executable, "-m", "jobs.embed"),
+        *(*args, "--max-error-rate", 0.5),
+    ).ended()
     assert stopped.code == 3, str(stopped)
     line = stopped.err.splitlines()[-1]
     assert "items failed (truncated " in line and "unsupported_format " in line, line
