@@ -77,6 +77,7 @@ def _pass(
     rows_a_block = build.block_rows(preprocess, items, workers)
     window = build.window(rows_a_block, frozen.shard_rows, workers)
     counter = _beside_the_driver(ProgressCounter, window)
+    budget = config.token_budget or _TOKEN_BUDGETS[what.device]
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )
@@ -87,7 +88,7 @@ def _pass(
             shards,
             rows_a_block=rows_a_block,
             preprocess=preprocess,
-            encode=_encode_config(config, what),
+            encode=EncodeConfig.of(config, what, budget),
             commit=_commit_config(config, what, shards, frozen, summary.run),
             workers=workers,
             progress=counter,
@@ -113,23 +114,6 @@ def _commit_config(
         columns=tuple(frozen.columns),
         embedding=schema.embedding_type(what.encoder.config.out_hidden_size, config.output_dtype),
         rows={shard.id: shard.rows for shard in shards},
-    )
-
-
-def _encode_config(config: EmbedConfig, what: Identity) -> EncodeConfig:
-    encoder = what.encoder
-    # A checkpoint is read from the copy that the output keeps: the one that was fingerprinted.
-    kept = join(config.output, layout.encoder(encoder.digest))
-    return EncodeConfig(
-        location=encoder.location if encoder.random else kept,
-        seed=config.seed,
-        device=what.device,
-        dtype=what.dtype,
-        token_budget=config.token_budget or _TOKEN_BUDGETS[what.device],
-        pool=config.pool,
-        features=config.features,
-        normalize=config.normalize,
-        output_dtype=config.output_dtype,
     )
 
 

@@ -12,9 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schema
+from pipeline import layout, schema
 from pipeline.attempts import MOST_DEATHS, OwnAttempts
-from pipeline.config import ComputeDevice, ComputeDtype, Features, OutputDtype, Pool
+from pipeline.config import (
+    ComputeDevice,
+    ComputeDtype,
+    EmbedConfig,
+    Features,
+    OutputDtype,
+    Pool,
+)
+from pipeline.identity import Identity
+from pipeline.location import join
 from pipeline.packs import Failure, Levels, PackCounts, PackedEncoder, Vectors, is_device_error
 from pipeline.progress import Counts
 
@@ -35,6 +44,26 @@ class EncodeConfig:
     features: Features
     normalize: bool
     output_dtype: OutputDtype
+
+    @classmethod
+    def of(cls, config: EmbedConfig, what: Identity, token_budget: int) -> EncodeConfig:
+        """That of a run on an output.
+
+        A checkpoint is read from the copy that the output keeps: the one that was fingerprinted.
+        """
+        encoder = what.encoder
+        kept = join(config.output, layout.encoder(encoder.digest))
+        return cls(
+            location=encoder.location if encoder.random else kept,
+            seed=config.seed,
+            device=what.device,
+            dtype=what.dtype,
+            token_budget=token_budget,
+            pool=config.pool,
+            features=config.features,
+            normalize=config.normalize,
+            output_dtype=config.output_dtype,
+        )
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -119,10 +119,10 @@ class _Stages:
     """Preprocess and Encode, as the output was made with them."""
 
     def __init__(self, output: str, run: Recorded) -> None:
-        dtype = run.semantics["compute_dtype"]
-        # What was made on a GPU is made on a CPU where there is none, in the same dtype.
         import torch  # noqa: PLC0415
 
+        # What was made on a GPU is made on a CPU where there is none, in the same dtype.
+        dtype = run.semantics["compute_dtype"]
         here = torch.cuda.is_available()
         device: ComputeDevice = "cuda" if dtype == "bfloat16" and here else "cpu"
         config = run.embed_config(RunConfig(output=output), output)
@@ -134,20 +134,8 @@ class _Stages:
                 max_file_bytes=sys.maxsize, max_source_pixels=sys.maxsize, options=what.images
             )
         )
-        kept = join(output, layout.encoder(run.encoder.digest))
-        self._encode = Encode(
-            EncodeConfig(
-                location=run.encoder.location if run.encoder.random else kept,
-                seed=config.seed,
-                device=device,
-                dtype=dtype,
-                token_budget=_TOKEN_BUDGET,
-                pool=config.pool,
-                features=config.features,
-                normalize=config.normalize,
-                output_dtype=config.output_dtype,
-            )
-        )
+        encode = EncodeConfig.of(config, what, _TOKEN_BUDGET)
+        self._encode = Encode(replace(encode, dtype=dtype))
 
     def embed(self, planned: pa.Table, stored: pa.Table, shard: Shard) -> pa.Table:
         """`schema.encoded` rows of the stored ones, read in the very version that they have."""

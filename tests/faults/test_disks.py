@@ -48,6 +48,7 @@ def assert_told(done, words: str) -> None:
     assert done.left_behind == []
 
 
+@pytest.mark.whole
 def test_a_full_disk_fails_in_a_line_and_the_run_goes_on_once_there_is_room(
     disk, crowd, commands, output_at, assert_rows, score
 ) -> None:

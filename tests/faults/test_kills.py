@@ -143,6 +143,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_running(
     assert stop.stop_s < 10
 
 
+@pytest.mark.whole
 def test_a_run_survives_the_death_of_an_encoder_and_a_preprocess_actor(
     crowd, commands, output_at, assert_rows, tmp_path, score
 ) -> None:
