@@ -173,7 +173,7 @@ def test_verify_and_status_agree_with_what_is_stored(clean_run, commands) -> Non
     assert (audit.code, audit.err) == (0, ""), str(audit)
     good, bad = len(clean_run.rows), len(clean_run.errors)
     assert audit.out.splitlines() == [
-        f"9 of 9 shards committed: {good + bad} items, {good} embedded, {bad} failed",
+        f"9 of 9 shards committed: {good + bad} rows, {good} embedded, {bad} failed",
         "every invariant holds",
     ]
     state = commands.run("status", "--output", clean_run.output.folder, "--json")
@@ -286,7 +286,7 @@ def test_an_output_of_two_generations_verifies(grown, commands) -> None:
     run, _ = grown
     audit = commands.run("verify", "--output", run.output.folder)
     assert audit.code == 0, str(audit)
-    assert audit.out.startswith("10 of 10 shards committed: 145 items, ")
+    assert audit.out.startswith("10 of 10 shards committed: 145 rows, ")
 
 
 # --- what cannot work ---------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_every_object_below_the_prefix_gets_exactly_one_terminal_row(output, sto
 def test_verify_holds_on_s3(run, s3, stored, commands) -> None:
     audit = commands.run("verify", "--output", PLACE, env=s3.env)
     assert (audit.code, audit.err) == (0, ""), str(audit)
-    assert audit.out.startswith(f"3 of 3 shards committed: {len(stored)} items, 33 embedded")
+    assert audit.out.startswith(f"3 of 3 shards committed: {len(stored)} rows, 33 embedded")
 
 
 def test_a_second_run_embeds_nothing_and_changes_no_object(run, s3, commands) -> None:
