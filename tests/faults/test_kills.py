@@ -25,7 +25,6 @@ class Stop:
 
     moment: str
     done: Any
-    stop_s: float
     processes: int
     commits: set[str]
     decided: set[str]
@@ -54,9 +53,7 @@ def story(crowd, commands, output_at, tmp_path_factory) -> Story:
         command = commands.job("embed", *crowd.args, "--output", output.folder)
         command.wait_until(moment, lambda: when(command))
         processes = len(command.family())
-        started = time.monotonic()
         done = how(command)
-        seconds = time.monotonic() - started
         commits = output.commits()
         intents = output.folder / "_patchflow" / "intents"
         decided = {path.stem for path in intents.glob("g*")} - commits
@@ -151,7 +148,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_running(
     assert "resumes" in told[0]
     assert stop.processes >= 5
     assert stop.done.left_behind == []
-    assert stop.stop_s < 10
+    assert stop.done.seconds < 20  # A few, where nothing else keeps the machine busy.
 
 
 @pytest.mark.whole
