@@ -61,7 +61,7 @@ def story(crowd, commands, output_at, tmp_path_factory) -> Story:
         found = output.objects(commits).items()
         objects = {name: known for name, known in found if "/intents/" not in name}
         breaches = verify(str(output.folder)).breaches
-        stops[moment] = Stop(moment, done, seconds, processes, commits, decided, objects, breaches)
+        stops[moment] = Stop(moment, done, processes, commits, decided, objects, breaches)
 
     def more_than(count: int) -> Callable[[Any], bool]:
         return lambda command: len(output.commits()) > count
