@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import time
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.verify import verify
@@ -82,15 +84,13 @@ def test_a_run_that_slept_through_another_one_harms_nothing_and_says_what_happen
     sleeper = commands.job("embed", *args)
     sleeper.wait_until("the first commits", lambda: len(output.commits()) > 1)
     family = [p for p in sleeper.family() if asleep == "all of it" or p.pid == sleeper.process.pid]
-    for process in family:
-        process.send_signal(signal.SIGSTOP)
+    send(family, signal.SIGSTOP)
     began = time.monotonic()
     other = commands.run("embed", *args)
     assert other.code == 0, str(other)
     finished = output.objects()
     time.sleep(max(0.0, ASLEEP_S - (time.monotonic() - began)))
-    for process in family:
-        process.send_signal(signal.SIGCONT)
+    send(family, signal.SIGCONT)
     woken = sleeper.ended()
     assert woken.left_behind == []
     assert "Traceback" not in woken.err
@@ -113,20 +113,23 @@ def test_workers_that_wake_up_after_another_run_has_finished_change_nothing(
     first.wait_until("the first commits", lambda: len(output.commits()) > 1)
     zombies = first.family(WORKERS)
     assert zombies
-    for zombie in zombies:
-        zombie.send_signal(signal.SIGSTOP)
-    for process in first.family():
-        if process not in zombies:
-            process.kill()
+    send(zombies, signal.SIGSTOP)
+    send([process for process in first.family() if process not in zombies], signal.SIGKILL)
     score.kills += 1
     assert commands.run("embed", *args).code == 0
     finished = output.objects()
-    for zombie in zombies:
-        zombie.send_signal(signal.SIGCONT)
+    send(zombies, signal.SIGCONT)
     assert first.ended().left_behind == []
     assert same_content(output.objects()) == same_content(finished)
     check()
     assert "nothing to do" in commands.run("embed", *args).out
+
+
+def send(processes: list[psutil.Process], number: signal.Signals) -> None:
+    """To those that are still there: short tasks end, and dead ones take others along."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def same_content(objects: dict[str, tuple[int, int, str]]) -> dict[str, str]:
