@@ -222,9 +222,8 @@ def _check_readable(shard: str, items: pa.Table) -> None:
 
 
 def _embeddings(shard: str, good: pa.Table, config: CommitConfig) -> pa.Table:
-    parsed = layout.parse_shard(shard)
-    assert parsed is not None
-    good = good.append_column("generation", pa.array([parsed[0]] * good.num_rows, pa.int32()))
+    number = layout.generation_of(shard)
+    good = good.append_column("generation", pa.array([number] * good.num_rows, pa.int32()))
     vectors = good["embedding"].cast(config.embedding)
     good = good.set_column(good.schema.get_field_index("embedding"), "embedding", vectors)
     # Partition columns live in the folders' names: readers add them from there.

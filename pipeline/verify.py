@@ -119,7 +119,7 @@ class _Auditor:
         parts = {name for name in names if name.endswith(".parquet")}
         planned = {layout.generation_number(name.rsplit("/", 1)[1]) for name in names - parts}
         last = max((n for n in planned if n is not None), default=0 if self._run else -1)
-        committed = {parsed[0] for shard in self._done if (parsed := layout.parse_shard(shard))}
+        committed = set(map(layout.generation_of, self._done))
         numbers = {*range(last + 1), *committed}
         self._last = max(numbers, default=-1)
         if not numbers:
