@@ -1,6 +1,6 @@
 """Bytes to patches: decoding, resizing and cutting as the GLM-4V family's processors do it.
 
-Decoding needs no torch, so it is imported only by those who ask for the rest.
+Decoding and choosing frames need no torch, so it is imported only by those who ask for the rest.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from processors.decode import DEFAULT_MAX_PIXELS, DecodedImage, decode_image
 from processors.errors import AspectRatioError, DecodeError, ErrorCode
 from processors.formats import ImageFormat
+from processors.metadata import VideoMetadata
 from processors.options import ImageOptions
 from processors.patches import patchify
+from processors.sampling import VideoFamily, VideoSampling
 
 if TYPE_CHECKING:
     from processors.image import GlmgaImageProcessor, GlmgaImageProcessorPil, ImageFeatures
@@ -29,6 +31,9 @@ __all__ = [
     "ImageFeatures",
     "ImageFormat",
     "ImageOptions",
+    "VideoFamily",
+    "VideoMetadata",
+    "VideoSampling",
     "decode_image",
     "patchify",
     "resize_pil",
