@@ -35,7 +35,7 @@ def test_indices_are_the_references(sampling_case: dict[str, Any]) -> None:
     indices = sampling.indices(golden_metadata(sampling_case))
     assert indices.dtype == np.int64
     if not expected or (family == "glmga" and len(set(expected)) == 1):
-        # The reference fails on none, and needs no second look at one: see VideoSampling.
+        # None of the frames, or but one of several: the deliberate difference.
         expected = [0, sampling_case["total_num_frames"] - 1]
     assert indices.tolist() == expected
 
