@@ -1,6 +1,6 @@
 """Bytes to patches: decoding, resizing and cutting as the GLM-4V family's processors do it.
 
-Decoding needs no torch, so it is imported only by those who ask for the rest.
+Decoding and choosing frames need no torch, so it is imported only by those who ask for the rest.
 """
 
 from __future__ import annotations
@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any
 from processors.decode import DEFAULT_MAX_PIXELS, DecodedImage, decode_image
 from processors.errors import AspectRatioError, DecodeError, ErrorCode
 from processors.formats import ImageFormat
-from processors.options import ImageOptions
+from processors.metadata import VideoMetadata
+from processors.options import ImageOptions, VideoOptions
 from processors.patches import patchify
+from processors.sampling import VideoFamily, VideoSampling
 
 if TYPE_CHECKING:
+    from processors.frame_patcher import FramePatcher
     from processors.image import GlmgaImageProcessor, GlmgaImageProcessorPil, ImageFeatures
     from processors.resize import resize_pil, resize_torch, smart_resize
+    from processors.video import (
+        Glm4vVideoProcessor,
+        Glm46VVideoProcessor,
+        GlmgaVideoProcessor,
+        VideoFeatures,
+    )
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -24,11 +33,20 @@ __all__ = [
     "DecodeError",
     "DecodedImage",
     "ErrorCode",
+    "FramePatcher",
+    "Glm4vVideoProcessor",
+    "Glm46VVideoProcessor",
     "GlmgaImageProcessor",
     "GlmgaImageProcessorPil",
+    "GlmgaVideoProcessor",
     "ImageFeatures",
     "ImageFormat",
     "ImageOptions",
+    "VideoFamily",
+    "VideoFeatures",
+    "VideoMetadata",
+    "VideoOptions",
+    "VideoSampling",
     "decode_image",
     "patchify",
     "resize_pil",
@@ -37,9 +55,14 @@ __all__ = [
 ]
 
 _LAZY = {
+    "FramePatcher": "processors.frame_patcher",
+    "Glm4vVideoProcessor": "processors.video",
+    "Glm46VVideoProcessor": "processors.video",
     "GlmgaImageProcessor": "processors.image",
     "GlmgaImageProcessorPil": "processors.image",
+    "GlmgaVideoProcessor": "processors.video",
     "ImageFeatures": "processors.image",
+    "VideoFeatures": "processors.video",
     "resize_pil": "processors.resize",
     "resize_torch": "processors.resize",
     "smart_resize": "processors.resize",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from processors.features import Features, normalise
 from processors.inputs import flatten_images, to_rgb, warn_of_range
 from processors.options import ImageOptions, TensorKind
 from processors.patches import patchify
-from processors.resize import TORCH_RESAMPLE, resize_pil, resize_torch, smart_resize
+from processors.resize import require_torch_resample, resize_pil, resize_torch, target_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)
-class ImageFeatures(Mapping[str, Any]):
+class ImageFeatures(Features):
     """Patches of one or several images; unpacks with ``**`` into a model's arguments.
 
     Attributes:
@@ -31,17 +32,6 @@ class ImageFeatures(Mapping[str, Any]):
 
     pixel_values: Any
     image_grid_thw: Any
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.__dataclass_fields__:
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.__dataclass_fields__)
-
-    def __len__(self) -> int:
-        return len(self.__dataclass_fields__)
 
 
 class _Resize(Protocol):
@@ -89,7 +79,7 @@ class _ImageProcessor:
         arrays = [to_rgb(image, options) for image in flatten_images(images)]
         warn_of_range(arrays, do_rescale=options.do_rescale)
         cut = [self._cut(array, options) for array in arrays]
-        pixel_values = torch.cat([_normalise(patches, options) for patches, _ in cut])
+        pixel_values = torch.cat([normalise(patches, options) for patches, _ in cut])
         image_grid_thw = torch.tensor([grid for _, grid in cut], device=pixel_values.device)
         if (options.return_tensors or self._default_tensors) == "np":
             return ImageFeatures(pixel_values.cpu().numpy(), image_grid_thw.cpu().numpy())
@@ -134,7 +124,7 @@ class _ImageProcessor:
             ValueError: Where ``preprocess`` would refuse the size or an option.
         """
         options = self._checked(self.options.updated(images_kwargs or {}))
-        new_height, new_width = _target_size(height, width, options)
+        new_height, new_width = target_size(options.temporal_patch_size, height, width, options)
         return (new_height // options.patch_size) * (new_width // options.patch_size)
 
     @classmethod
@@ -145,7 +135,9 @@ class _ImageProcessor:
     def _cut(
         self, image: NDArray[Any], options: ImageOptions
     ) -> tuple[NDArray[Any], tuple[int, int, int]]:
-        height, width = _target_size(image.shape[0], image.shape[1], options)
+        height, width = target_size(
+            options.temporal_patch_size, image.shape[0], image.shape[1], options
+        )
         if image.shape[:2] != (height, width):
             image = self._resize(image, height=height, width=width, resample=options.resample)
         return patchify(
@@ -176,12 +168,7 @@ class GlmgaImageProcessor(_ImageProcessor):
 
     @classmethod
     def _checked(cls, options: ImageOptions) -> ImageOptions:
-        if options.resample not in TORCH_RESAMPLE:
-            names = ", ".join(resample.name for resample in TORCH_RESAMPLE)
-            raise ValueError(
-                f"resample={options.resample.name} is not among torch's {names}; "
-                "use GlmgaImageProcessorPil"
-            )
+        require_torch_resample(options.resample, otherwise="use GlmgaImageProcessorPil")
         return options
 
 
@@ -210,39 +197,3 @@ class GlmgaImageProcessorPil(_ImageProcessor):
                 "the Pillow class works on the CPU"
             )
         return options
-
-
-def _target_size(height: int, width: int, options: ImageOptions) -> tuple[int, int]:
-    if options.do_resize:
-        return smart_resize(
-            num_frames=options.temporal_patch_size,
-            height=height,
-            width=width,
-            temporal_factor=options.temporal_patch_size,
-            factor=options.factor,
-            min_pixels=options.min_pixels,
-            max_pixels=options.max_pixels,
-        )
-    block = options.patch_size * options.merge_size
-    if height < 1 or width < 1 or height % block or width % block:
-        raise ValueError(
-            f"do_resize=False takes sides that are multiples of patch_size * merge_size = {block}, "
-            f"got {height} x {width}; resize them or leave do_resize on"
-        )
-    return height, width
-
-
-def _normalise(patches: NDArray[Any], options: ImageOptions) -> torch.Tensor:
-    """Makes ``pixel_values`` of a still's patches: float, and one slice for every frame."""
-    levels = torch.from_numpy(patches).to(options.device)
-    values = levels.to(torch.float32).view(len(patches), 3, 1, -1)
-    scale = options.rescale_factor if options.do_rescale else 1.0
-    if options.do_normalize:
-        # In the reference's order of operations: its constants are float32 and swallow the scale.
-        mean = torch.tensor(options.image_mean, device=values.device) * (1.0 / scale)
-        std = torch.tensor(options.image_std, device=values.device) * (1.0 / scale)
-        values = (values - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    else:
-        values = values * scale
-    repeated = values.expand(-1, -1, options.temporal_patch_size, -1)
-    return repeated.reshape(len(patches), -1)

@@ -1,9 +1,9 @@
-"""What callers hand in as images, as uint8 or float32 RGB arrays, channels last."""
+"""What callers hand in as images and clips, as uint8 or float32 RGB arrays, channels last."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -42,6 +42,46 @@ def _flatten(images: object) -> list[object]:
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         return list(images)
     return [images]
+
+
+def flatten_videos(videos: object) -> list[Sequence[object]]:
+    """Lists the clips in a single one, a (nested) sequence of them, or an array with a batch axis.
+
+    A clip is an array or tensor of four dimensions, frames first, or a sequence of frames: Pillow
+    images, or arrays or tensors of two or three dimensions.
+
+    Returns:
+        Clips of at least one frame, which may still be anything.
+
+    Raises:
+        ValueError: If something is none, or there is none.
+    """
+    if isinstance(videos, (list, tuple)) and videos:
+        frames = [_is_frame(item) for item in videos]
+        if all(frames):
+            return [videos]
+        if not any(frames):
+            return [clip for item in videos for clip in flatten_videos(item)]
+        raise ValueError("a list holds the frames of one clip, or clips, not both")
+    if isinstance(videos, (np.ndarray, torch.Tensor)):
+        if videos.ndim == 4 and len(videos):
+            return [videos]  # type: ignore[list-item]  # has all that is needed of a sequence
+        if videos.ndim == 5 and len(videos):
+            return [clip for item in videos for clip in flatten_videos(item)]
+        raise ValueError(
+            "a clip has 4 dimensions, with a frame at least (a batch of clips has 5), "
+            f"got shape {tuple(videos.shape)}; pass a frame alone as a list of one"
+        )
+    raise ValueError(
+        "a clip is an array or tensor of four dimensions or a list of frames, "
+        f"got {videos!r:.80}; decode files with processors.open_media"
+    )
+
+
+def _is_frame(item: object) -> bool:
+    if isinstance(item, (np.ndarray, torch.Tensor)):
+        return item.ndim in (2, 3)
+    return isinstance(item, Image.Image)
 
 
 def to_rgb(image: object, options: ImageOptions) -> NDArray[Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +28,24 @@ class VideoMetadata:
     duration: float | None = None
     video_backend: str | None = None
     frames_indices: Sequence[int] | None = None
+
+    @classmethod
+    def parse(cls, value: object) -> VideoMetadata:
+        """Takes metadata as such or as a mapping, which is left as it is.
+
+        Raises:
+            ValueError: If it is neither, lacks ``total_num_frames``, or has a key of another name.
+        """
+        if isinstance(value, VideoMetadata):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError(
+                f"metadata are a VideoMetadata or a mapping, got {type(value).__name__}"
+            )
+        names = {field.name for field in fields(cls)}
+        if "total_num_frames" not in value or not value.keys() <= names:
+            raise ValueError(
+                f"metadata need total_num_frames, and may have {', '.join(sorted(names))}; "
+                f"got {', '.join(map(str, value))}"
+            )
+        return cls(**value)

@@ -1,4 +1,4 @@
-"""Options of the image processors: the reference's names, checked when given."""
+"""Options of the processors: the reference's names, checked when given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, cast
 
 from PIL import Image
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 ChannelFormat = Literal["channels_first", "channels_last"]
 TensorKind = Literal["pt", "np"]
 
+_Fixed = Mapping[str, tuple[tuple[object, ...], str]]
+
 _SWITCHES: Final = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
+_VIDEO_SWITCHES: Final = ("do_sample_frames", "return_metadata")
 _COUNTS: Final = (
     "min_pixels",
     "max_pixels",
@@ -27,7 +30,7 @@ _COUNTS: Final = (
 )
 
 # Options of the reference that change nothing at these values, and why they are refused at others.
-_FIXED: Final[dict[str, tuple[tuple[object, ...], str]]] = {
+_IMAGE_FIXED: Final[_Fixed] = {
     "data_format": (("channels_first",), "patches are flat, channels first within each"),
     "default_to_square": ((False,), "sizes are budgets of pixels, never squares"),
     "do_pad": ((False,), "images of all sizes are packed without padding"),
@@ -37,6 +40,15 @@ _FIXED: Final[dict[str, tuple[tuple[object, ...], str]]] = {
     "size_divisor": ((), "sides are multiples of patch_size * merge_size * patch_expand_factor"),
     "do_center_crop": ((False,), "crop the images before, for example with PIL.Image.crop"),
     "crop_size": ((), "crop the images before, for example with PIL.Image.crop"),
+}
+_VIDEO_FIXED: Final[_Fixed] = {
+    **_IMAGE_FIXED,
+    "num_frames": ((), "the families sample by time; use fps or max_frames"),
+    # The reference's classes hold it beside the budget that it repeats.
+    "max_image_size": (
+        ({"longest_edge": 28 * 28 * 2 * 30000}, {"longest_edge": 28 * 28 * 2 * 55790}),
+        "use size or max_pixels",
+    ),
 }
 
 
@@ -88,10 +100,10 @@ class ImageOptions:
     return_tensors: TensorKind | None = None
     device: torch.device | str | None = None
 
+    _fixed: ClassVar[_Fixed] = _IMAGE_FIXED
+
     def __post_init__(self) -> None:
-        for name in _SWITCHES:
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {value!r}")
+        _check_switches(self, _SWITCHES)
         for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -119,7 +131,7 @@ class ImageOptions:
         """What both sides of a resized image are multiples of, in pixels."""
         return self.patch_size * self.merge_size * self.patch_expand_factor
 
-    def updated(self, given: Mapping[str, Any]) -> ImageOptions:
+    def updated(self, given: Mapping[str, Any]) -> Self:
         """Returns these options with others over them.
 
         Args:
@@ -132,16 +144,17 @@ class ImageOptions:
                 value; the message says what to use.
         """
         changes: dict[str, Any] = {}
+        names = ("size", *(field.name for field in fields(self)))
         for name, value in given.items():
-            if value is None and (name in _FIXED or name in _NAMES):
+            if value is None and (name in self._fixed or name in names):
                 continue
-            if name in _FIXED:
-                accepted, reason = _FIXED[name]
+            if name in self._fixed:
+                accepted, reason = self._fixed[name]
                 if value not in accepted:
                     raise ValueError(f"{name}={value!r} is not supported: {reason}")
-            elif name not in _NAMES:
+            elif name not in names:
                 raise ValueError(
-                    f"unknown option {name}={value!r}; the options are {', '.join(_NAMES)}"
+                    f"unknown option {name}={value!r}; the options are {', '.join(names)}"
                 )
             else:
                 for key, wanted in _unfold(name, value).items():
@@ -152,7 +165,45 @@ class ImageOptions:
         return replace(self, **changes)
 
 
-_NAMES: Final = ("size", *(field.name for field in fields(ImageOptions)))
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions(ImageOptions):
+    """What a video processor does to a clip; the defaults are the reference's for Glmga.
+
+    What ``ImageOptions`` says of an image goes for every frame, except that all frames of a clip
+    share the pixel budgets.
+
+    Raises:
+        ValueError: On a value that is none of the option's, showing it. The processors also refuse
+            what ``VideoSampling`` does.
+
+    Attributes:
+        min_pixels: ``size["shortest_edge"]``: least frames * height * width.
+        max_pixels: ``size["longest_edge"]``: most frames * height * width.
+        do_sample_frames: Choose frames; their clip's metadata are needed then. If False, all count.
+        fps: See ``VideoSampling``, as for the next two.
+        max_frames: Most frames that are chosen.
+        max_duration: Seconds.
+        return_metadata: Return the metadata of the clips as well.
+    """
+
+    max_pixels: int = 28 * 28 * 2 * 55790
+    do_sample_frames: bool = True
+    fps: float | None = None
+    max_frames: int | None = None
+    max_duration: float | None = None
+    return_metadata: bool = False
+
+    _fixed: ClassVar[_Fixed] = _VIDEO_FIXED
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_switches(self, _VIDEO_SWITCHES)
+
+
+def _check_switches(options: ImageOptions, names: Iterable[str]) -> None:
+    for name in names:
+        if not isinstance(value := getattr(options, name), bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def _unfold(name: str, value: Any) -> dict[str, Any]:

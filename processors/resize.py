@@ -19,6 +19,8 @@ from processors.errors import AspectRatioError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from processors.options import ImageOptions
+
 MAX_ASPECT_RATIO: Final = 200
 
 TORCH_RESAMPLE: Final = {
@@ -89,6 +91,49 @@ def smart_resize(  # noqa: PLR0917 - the reference's signature
         new_height = math.ceil(height * enlarge / factor) * factor
         new_width = math.ceil(width * enlarge / factor) * factor
     return new_height, new_width
+
+
+def target_size(num_frames: int, height: int, width: int, options: ImageOptions) -> tuple[int, int]:
+    """Finds the size that a processor brings an image or a clip to.
+
+    Args:
+        num_frames: Frames that share the budget; fewer than a patch has count as so many, because
+            the last one is repeated. ``temporal_patch_size`` for a still.
+        height: Pixels.
+        width: Pixels.
+        options: What the processor was told.
+
+    Returns:
+        Height and width in pixels.
+
+    Raises:
+        AspectRatioError: If a side is over 200 times the other.
+        ValueError: If a side is zero or, without resizing, does not divide.
+    """
+    if options.do_resize:
+        return smart_resize(
+            num_frames=max(num_frames, options.temporal_patch_size),
+            height=height,
+            width=width,
+            temporal_factor=options.temporal_patch_size,
+            factor=options.factor,
+            min_pixels=options.min_pixels,
+            max_pixels=options.max_pixels,
+        )
+    block = options.patch_size * options.merge_size
+    if height < 1 or width < 1 or height % block or width % block:
+        raise ValueError(
+            f"do_resize=False takes sides that are multiples of patch_size * merge_size = {block}, "
+            f"got {height} x {width}; resize them or leave do_resize on"
+        )
+    return height, width
+
+
+def require_torch_resample(resample: Image.Resampling, *, otherwise: str) -> None:
+    """Raises a ValueError, which says what to do ``otherwise``, on a filter that torch lacks."""
+    if resample not in TORCH_RESAMPLE:
+        names = ", ".join(item.name for item in TORCH_RESAMPLE)
+        raise ValueError(f"resample={resample.name} is not among torch's {names}; {otherwise}")
 
 
 def resize_torch(

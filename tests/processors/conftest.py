@@ -37,6 +37,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "image_case" in metafunc.fixturenames:
         cases = [case for case in read_golden("media.json") if "backend" in case]
         metafunc.parametrize("image_case", cases, ids=lambda case: case["name"])
+    if "video_case" in metafunc.fixturenames:
+        cases = [case for case in read_golden("media.json") if case["name"].startswith("video")]
+        metafunc.parametrize("video_case", cases, ids=lambda case: case["name"])
+    if "sampling_case" in metafunc.fixturenames:
+        metafunc.parametrize("sampling_case", read_golden("sample_frames.json"))
 
 
 @pytest.fixture(scope="session")

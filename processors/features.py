@@ -1,0 +1,56 @@
+"""What the processors return, and how levels become what a model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from processors.options import ImageOptions
+
+
+@dataclass(frozen=True, eq=False)
+class Features(Mapping[str, Any]):
+    """A mapping of its own fields, without those that are None."""
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in list(self):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        names = (field.name for field in fields(self))
+        return (name for name in names if getattr(self, name) is not None)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def normalise(patches: NDArray[Any], options: ImageOptions) -> torch.Tensor:
+    """Makes ``pixel_values`` of levels.
+
+    Args:
+        patches: ``[patches, 3 * frames * patch_size**2]``, for ``temporal_patch_size`` frames or,
+            for a still, one, which is repeated.
+        options: Where the levels are to go, and by which constants.
+
+    Returns:
+        float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``.
+    """
+    levels = torch.from_numpy(patches).to(options.device)
+    values = levels.to(torch.float32).view(len(patches), 3, -1, options.patch_size**2)
+    scale = options.rescale_factor if options.do_rescale else 1.0
+    if options.do_normalize:
+        # In the reference's order of operations: its constants are float32 and swallow the scale.
+        mean = torch.tensor(options.image_mean, device=values.device) * (1.0 / scale)
+        std = torch.tensor(options.image_std, device=values.device) * (1.0 / scale)
+        values = (values - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    else:
+        values = values * scale
+    repeated = values.expand(-1, -1, options.temporal_patch_size, -1)
+    return repeated.reshape(len(patches), -1)

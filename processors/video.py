@@ -1,0 +1,287 @@
+"""Clips to patches: the processors of the GLM-4V family for videos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from processors.features import Features, normalise
+from processors.frame_patcher import FramePatcher, clip_grid
+from processors.inputs import flatten_videos, to_rgb, warn_of_range
+from processors.metadata import VideoMetadata
+from processors.options import TensorKind, VideoOptions
+from processors.resize import require_torch_resample
+from processors.sampling import VideoFamily, VideoSampling
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class VideoFeatures(Features):
+    """Patches of one or several clips; unpacks with ``**`` into a model's arguments.
+
+    Attributes:
+        pixel_values_videos: float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``, clip
+            after clip.
+        video_grid_thw: int64 ``[clips, 3]``, patches over time, height and width.
+        video_metadata: With ``return_metadata``, one a clip, with the ``frames_indices`` that were
+            chosen.
+    """
+
+    pixel_values_videos: Any
+    video_grid_thw: Any
+    video_metadata: list[VideoMetadata] | None = None
+
+
+class _VideoProcessor:
+    """All but the family's rule and defaults."""
+
+    _family: ClassVar[VideoFamily]
+    _defaults: ClassVar[VideoOptions]
+
+    def __init__(self, **options: Any) -> None:
+        self.options = self._checked(self._defaults.updated(options))
+
+    def __call__(
+        self,
+        videos: object,
+        *,
+        video_metadata: object = None,
+        return_tensors: TensorKind | None = None,
+        **overrides: Any,
+    ) -> VideoFeatures:
+        """Same as ``preprocess``."""
+        return self.preprocess(
+            videos, video_metadata=video_metadata, return_tensors=return_tensors, **overrides
+        )
+
+    def preprocess(
+        self,
+        videos: object,
+        *,
+        video_metadata: object = None,
+        return_tensors: TensorKind | None = None,
+        **overrides: Any,
+    ) -> VideoFeatures:
+        """Samples, resizes, normalises and cuts clips.
+
+        Args:
+            videos: A numpy array or torch tensor ``[frames, ...]`` with the channels first or last,
+                a list of frames (PIL images, arrays, tensors), a list of clips, or an array with a
+                batch axis. Frames that differ in size from their clip's first are brought to the
+                same size.
+            video_metadata: A ``VideoMetadata`` or a mapping of its fields, or a list of one a clip.
+                Needed for sampling, and then of as many frames as the clip has.
+            return_tensors: ``"pt"`` or ``"np"``.
+            **overrides: Options for this call, by the names in ``VideoOptions``.
+
+        Returns:
+            The reference's ``pixel_values_videos``, to float rounding, and ``video_grid_thw``.
+
+        Raises:
+            ValueError: On what ``inputs.to_rgb``, ``VideoOptions`` or ``VideoSampling`` refuse, and
+                on metadata that are missing or another clip's.
+            AspectRatioError: If a side is over 200 times the other.
+        """
+        options = self._checked(
+            self.options.updated(overrides | {"return_tensors": return_tensors})
+        )
+        clips = flatten_videos(videos)
+        described = _one_each(video_metadata, len(clips))
+        kept = [self._sample(*pair, options) for pair in zip(clips, described, strict=True)]
+        ranges: list[NDArray[Any]] = []
+        cut = [_cut(frames, options, ranges) for frames, _ in kept]
+        warn_of_range(ranges, do_rescale=options.do_rescale)
+        pixel_values = torch.cat([normalise(patches, options) for patches, _ in cut])
+        grid_thw = torch.tensor([grid for _, grid in cut], device=pixel_values.device)
+        metadata = [chosen for _, chosen in kept] if options.return_metadata else None
+        if options.return_tensors == "np":
+            return VideoFeatures(pixel_values.cpu().numpy(), grid_thw.cpu().numpy(), metadata)
+        return VideoFeatures(pixel_values, grid_thw, metadata)
+
+    @property
+    def sampling(self) -> VideoSampling:
+        """Which frames are chosen, for whoever decodes a clip."""
+        return self._sampling(self.options)
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata | Mapping[str, Any],
+        fps: float | None = None,
+        **overrides: Any,
+    ) -> NDArray[np.int64]:
+        """Chooses the frames that ``preprocess`` would keep of a clip.
+
+        Args:
+            metadata: Of the clip.
+            fps: Frames a second to choose. Glm46V, which goes by its schedule, takes no notice, as
+                the reference; everywhere else it refuses an ``fps``.
+            **overrides: Options for this call, by the names in ``VideoOptions``.
+
+        Returns:
+            Indices ``[n]``, as ``VideoSampling.indices`` gives them.
+
+        Raises:
+            ValueError: On what ``VideoOptions`` or ``VideoSampling`` refuse.
+        """
+        asked = overrides if self._family == "glm46v" else overrides | {"fps": fps}
+        options = self._checked(self.options.updated(asked))
+        return self._sampling(options).indices(VideoMetadata.parse(metadata))
+
+    def get_num_of_video_patches(
+        self,
+        num_frames: int,
+        height: int,
+        width: int,
+        videos_kwargs: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Counts the patches that ``preprocess`` makes of a clip.
+
+        Args:
+            num_frames: Frames that are kept, so after sampling.
+            height: Pixels, before resizing.
+            width: Likewise.
+            videos_kwargs: The overrides that ``preprocess`` would get.
+
+        Returns:
+            Patches before merging, ``t * h * w``.
+
+        Raises:
+            ValueError: Where ``preprocess`` would refuse the size or an option.
+        """
+        options = self._checked(self.options.updated(videos_kwargs or {}))
+        return prod(clip_grid(num_frames, height, width, options))
+
+    def patcher(self, num_frames: int, height: int, width: int) -> FramePatcher:
+        """Begins to cut a clip whose frames come one by one.
+
+        What ``preprocess`` does short of sampling and normalising, without holding the clip.
+
+        Args:
+            num_frames: Frames to come: as many as ``sampling`` chose.
+            height: Pixels, before resizing.
+            width: Likewise.
+
+        Returns:
+            A patcher for uint8 frames.
+
+        Raises:
+            ValueError: If a side is zero or, without resizing, does not divide.
+            AspectRatioError: If a side is over 200 times the other.
+        """
+        return FramePatcher(num_frames, height, width, options=self.options)
+
+    def _checked(self, options: VideoOptions) -> VideoOptions:
+        """Refuses what this class cannot do."""
+        require_torch_resample(options.resample, otherwise="clips have no other class")
+        self._sampling(options)
+        return options
+
+    def _sampling(self, options: VideoOptions) -> VideoSampling:
+        return VideoSampling(
+            family=self._family,
+            fps=options.fps,
+            max_frames=options.max_frames,
+            max_duration=options.max_duration,
+            temporal_patch_size=options.temporal_patch_size,
+        )
+
+    def _sample(
+        self, clip: Sequence[object], metadata: VideoMetadata | None, options: VideoOptions
+    ) -> tuple[Sequence[object], VideoMetadata]:
+        """Keeps the frames that count, and says which they are."""
+        if not options.do_sample_frames:
+            return clip, metadata or VideoMetadata(total_num_frames=len(clip))
+        if metadata is None:
+            raise ValueError(
+                "sampling needs a clip's frame rate: pass video_metadata, "
+                "or do_sample_frames=False to keep all frames"
+            )
+        if metadata.total_num_frames != len(clip):
+            raise ValueError(
+                f"video_metadata has total_num_frames={metadata.total_num_frames!r}, "
+                f"but the clip has {len(clip)} frames"
+            )
+        indices = tuple(self._sampling(options).indices(metadata).tolist())
+        return [clip[index] for index in indices], replace(metadata, frames_indices=indices)
+
+
+class GlmgaVideoProcessor(_VideoProcessor):
+    """Video processor whose levels are those of transformers' class of the same name on the CPU.
+
+    Args:
+        **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
+            refused.
+
+    Attributes:
+        options: The options in force.
+    """
+
+    _family = "glmga"
+    _defaults = VideoOptions()
+
+
+class Glm46VVideoProcessor(_VideoProcessor):
+    """Video processor whose levels are those of transformers' class of the same name on the CPU.
+
+    Its frame rate goes by the clip's duration, so ``fps`` is refused.
+
+    Args:
+        **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
+            refused.
+
+    Attributes:
+        options: The options in force.
+    """
+
+    _family = "glm46v"
+    _defaults = VideoOptions(max_pixels=28 * 28 * 2 * 30000)
+
+
+class Glm4vVideoProcessor(_VideoProcessor):
+    """Video processor whose levels are those of transformers' class of the same name on the CPU.
+
+    Args:
+        **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
+            refused.
+
+    Attributes:
+        options: The options in force.
+    """
+
+    _family = "glm4v"
+    _defaults = VideoOptions(max_pixels=28 * 28 * 2 * 30000)
+
+
+def _one_each(video_metadata: object, num_clips: int) -> list[VideoMetadata | None]:
+    if video_metadata is None:
+        return [None] * num_clips
+    given = video_metadata if isinstance(video_metadata, (list, tuple)) else [video_metadata]
+    if len(given) != num_clips:
+        raise ValueError(
+            f"got {num_clips} clips and {len(given)} video_metadata; pass one for each clip"
+        )
+    return [VideoMetadata.parse(item) for item in given]
+
+
+def _cut(
+    frames: Sequence[object], options: VideoOptions, ranges: list[NDArray[Any]]
+) -> tuple[NDArray[Any], tuple[int, int, int]]:
+    """Makes levels of a clip, and notes the range of floating-point ones."""
+    images = (to_rgb(frame, options) for frame in frames)
+    first = next(images)
+    patcher = FramePatcher(
+        len(frames), first.shape[0], first.shape[1], options=options, dtype=first.dtype
+    )
+    for image in chain([first], images):
+        patcher.add(image)
+        if image.dtype != np.uint8:
+            ranges.append(np.array([image.min(), image.max()]))
+    return patcher.finish()
