@@ -85,6 +85,14 @@ class VideoSampling:
                 "use max_frames"
             )
 
+    @property
+    def most_frames(self) -> int:
+        """The most indices that there are of a clip, whatever its metadata say."""
+        most = self.max_frames or _MAX_FRAMES
+        if self.family == "glm4v" and self.max_frames is None:
+            most = int((self.max_duration or _MAX_DURATION_S) * (self.fps or _FPS))
+        return max(2, most + most % 2)
+
     def indices(self, metadata: VideoMetadata) -> NDArray[np.int64]:
         """Chooses the frames of a clip.
 

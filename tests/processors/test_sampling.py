@@ -218,3 +218,18 @@ def test_a_sampling_can_be_sent_to_a_process_without_torch() -> None:
 def test_what_is_no_metadata_is_refused(value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VideoMetadata.parse(value)
+
+
+@given(
+    total=st.integers(1, 10**6),
+    rate=st.floats(0.1, 1000),
+    options=st.fixed_dictionaries(
+        {"family": st.sampled_from(["glmga", "glm4v"])},
+        optional={"fps": st.floats(0.1, 50), "max_frames": st.integers(1, 100)},
+    ),
+)
+def test_the_most_frames_are_known_before_any_clip_is(
+    total: int, rate: float, options: dict[str, Any]
+) -> None:
+    assert len(chosen(total, rate, **options)) <= VideoSampling(**options).most_frames
+    assert len(chosen(total, rate, family="glm46v")) <= VideoSampling(family="glm46v").most_frames

@@ -1,0 +1,260 @@
+"""The processors' options of a run: what the checkpoint brings, and what the command line says."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import fsspec
+
+from encoder import CheckpointError, Glm4vVisionConfig
+from pipeline.config import Animated, EmbedConfig
+from pipeline.errors import PatchflowError, StorageError, UsageError
+from pipeline.location import join
+from processors import ImageOptions, VideoFamily, VideoOptions, VideoSampling
+
+if TYPE_CHECKING:
+    from processors.video import VideoProcessor
+
+# A processor's class by its name, less `ImageProcessor` or `VideoProcessor`, and `Fast` or `Pil`.
+_FAMILIES: Final[dict[str, VideoFamily]] = {"Glmga": "glmga", "Glm46V": "glm46v", "Glm4v": "glm4v"}
+_FAMILY: Final[VideoFamily] = "glmga"
+# Where a checkpoint describes its processors, nested or not; the first one that is there counts.
+_FILES: Final = {
+    "image_processor": ("processor_config.json", "preprocessor_config.json"),
+    "video_processor": ("processor_config.json", "video_preprocessor_config.json"),
+}
+_SWITCHES: Final = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorOptions:
+    """How a run's items become patches."""
+
+    images: ImageOptions
+    family: VideoFamily
+    videos: VideoOptions
+    animated: Animated
+
+    @property
+    def sampling(self) -> VideoSampling:
+        """Which frames of a clip count."""
+        return self.video_processor().sampling
+
+    def video_processor(self) -> VideoProcessor:
+        """The family's own, with these options."""
+        return _video_processor(self.family, vars(self.videos))
+
+    @property
+    def semantics(self) -> dict[str, Any]:
+        """What of them results depend on; the encoder's sizes count by its digest."""
+        images, videos = self.images, self.videos
+        return {
+            "min_pixels": images.min_pixels // images.temporal_patch_size,
+            "max_pixels": images.max_pixels // images.temporal_patch_size,
+            "patch_expand_factor": images.patch_expand_factor,
+            "video_family": self.family,
+            "video_min_pixels": videos.min_pixels,
+            "video_max_pixels": videos.max_pixels,
+            "video_patch_expand_factor": videos.patch_expand_factor,
+            "fps": videos.fps,
+            "max_frames": videos.max_frames,
+            "max_duration": videos.max_duration,
+            "animated": self.animated,
+            "decode": "pillow, pyav",
+            "resize": "torch-bicubic-antialias",
+        }
+
+
+@contextmanager
+def reading(location: str) -> Iterator[None]:
+    """Says in a line what is wrong with a checkpoint, or with the storage that it lies on.
+
+    Raises:
+        UsageError: It is no checkpoint that can be used.
+        StorageError: Its storage failed.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise UsageError(f"--encoder {error}") from error
+    except PatchflowError:
+        raise
+    except Exception as error:  # Every file system of fsspec's has exceptions of its own.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StorageError(f"--encoder {location}: {reason}") from error
+
+
+def processor_options(
+    config: EmbedConfig, checkpoint: str | None, shape: Glm4vVisionConfig
+) -> ProcessorOptions:
+    """What `config` comes to with an encoder of that shape.
+
+    Args:
+        config: Its budgets and rates go before the checkpoint's.
+        checkpoint: Where the encoder comes from; None for a preset.
+        shape: The encoder's sizes, which the processors' follow.
+
+    Raises:
+        UsageError: The checkpoint's processors are none of the family's, or the options do not
+            go together.
+        StorageError: Storage failed.
+    """
+    image, video = {}, {}
+    if checkpoint is not None:
+        with reading(checkpoint):
+            image, video = (_brought(checkpoint, kind) for kind in _FILES)
+    family = _family(checkpoint, image, video)
+    sizes = _sizes(shape)
+    try:
+        return ProcessorOptions(
+            images=ImageOptions(
+                **_still_budget(config, image, shape.temporal_patch_size),
+                **_kept(image, ("patch_expand_factor",)),
+                **sizes,
+            ),
+            family=family,
+            videos=_video_processor(
+                family,
+                _kept(video, ("patch_expand_factor", "fps", "max_frames", "max_duration"))
+                | _kept(vars(config), ("fps", "max_frames"))
+                | _clip_budget(config, video, _video_processor(family, {}).options)
+                | sizes,
+            ).options,
+            animated=config.animated,
+        )
+    except ValueError as error:
+        raise UsageError(f"the processors of {family}: {error}") from error
+
+
+def recorded_options(semantics: Mapping[str, Any], shape: Glm4vVisionConfig) -> ProcessorOptions:
+    """The options whose `semantics` these are, with an encoder of that shape."""
+    frames = shape.temporal_patch_size
+    return ProcessorOptions(
+        images=ImageOptions(
+            min_pixels=semantics["min_pixels"] * frames,
+            max_pixels=semantics["max_pixels"] * frames,
+            patch_expand_factor=semantics["patch_expand_factor"],
+            **_sizes(shape),
+        ),
+        family=semantics["video_family"],
+        videos=VideoOptions(
+            min_pixels=semantics["video_min_pixels"],
+            max_pixels=semantics["video_max_pixels"],
+            patch_expand_factor=semantics["video_patch_expand_factor"],
+            fps=semantics["fps"],
+            max_frames=semantics["max_frames"],
+            max_duration=semantics["max_duration"],
+            **_sizes(shape),
+        ),
+        animated=semantics["animated"],
+    )
+
+
+def _video_processor(family: VideoFamily, options: Mapping[str, Any]) -> VideoProcessor:
+    from processors import video  # noqa: PLC0415 (it takes torch's two seconds)
+
+    name = next(name for name, known in _FAMILIES.items() if known == family)
+    processor: VideoProcessor = getattr(video, f"{name}VideoProcessor")(**options)
+    return processor
+
+
+def _sizes(shape: Glm4vVisionConfig) -> dict[str, int]:
+    return {
+        "patch_size": shape.patch_size,
+        "temporal_patch_size": shape.temporal_patch_size,
+        "merge_size": shape.spatial_merge_size,
+    }
+
+
+def _still_budget(config: EmbedConfig, brought: dict[str, Any], frames: int) -> dict[str, int]:
+    # The reference's budgets count each frame of a temporal patch; ours count a still's pixels.
+    smallest, largest = _budget(brought, ImageOptions())
+    if config.max_pixels is not None:
+        largest = config.max_pixels * frames
+        smallest = min(smallest, largest)
+    if config.min_pixels is not None:
+        smallest = config.min_pixels * frames
+    if smallest > largest:
+        raise UsageError(
+            f"--min-pixels {smallest // frames} is more than --max-pixels {largest // frames}"
+        )
+    return {"min_pixels": smallest, "max_pixels": largest}
+
+
+def _clip_budget(
+    config: EmbedConfig, brought: dict[str, Any], family: VideoOptions
+) -> dict[str, int]:
+    smallest, largest = _budget(brought, family)
+    largest = config.video_max_pixels or largest
+    return {"min_pixels": min(smallest, largest), "max_pixels": largest}
+
+
+def _budget(brought: dict[str, Any], family: ImageOptions) -> tuple[int, int]:
+    """The least and most pixels that a checkpoint allows, or its family."""
+    size = brought.get("size") or {}
+    return (
+        size.get("shortest_edge", brought.get("min_pixels", family.min_pixels)),
+        size.get("longest_edge", brought.get("max_pixels", family.max_pixels)),
+    )
+
+
+def _kept(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def _family(checkpoint: str | None, image: dict[str, Any], video: dict[str, Any]) -> VideoFamily:
+    """Whose rules clips are sampled by: the processor's type says it, never the model's.
+
+    Raises:
+        UsageError: It is another family's.
+    """
+    kind = video.get("video_processor_type") or image.get("image_processor_type")
+    if kind is None:
+        family = _FAMILY
+    else:
+        match = re.fullmatch(r"(\w+?)(Image|Video)Processor(Fast|Pil)?", str(kind))
+        if match is None or match[1] not in _FAMILIES:
+            known = ", ".join(_FAMILIES)
+            raise UsageError(f"--encoder {checkpoint}: {kind} is no processor of {known}")
+        family = _FAMILIES[match[1]]
+    if checkpoint is not None and not video:
+        print(
+            f"patchflow: {checkpoint} brings no video processor: clips are sampled as by {family}",
+            file=sys.stderr,
+        )
+    return family
+
+
+def _brought(checkpoint: str, kind: str) -> dict[str, Any]:
+    """A checkpoint's options for its image or video processor; none where it has no such file."""
+    fs, path = fsspec.core.url_to_fs(checkpoint)
+    for name in _FILES[kind]:
+        file = join(path, name)
+        if path.endswith(".safetensors") or not fs.exists(file):
+            continue
+        place = join(checkpoint, name)
+        try:
+            raw = json.loads(fs.cat_file(file))
+            found: dict[str, Any] = raw.get(kind) if name == _FILES[kind][0] else raw
+            if found is not None:
+                _check_processor(found, place)
+                return found
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(f"--encoder {place}: {error}") from error
+    return {}
+
+
+def _check_processor(options: dict[str, Any], place: str) -> None:
+    family = ImageOptions()
+    for name in ("image_mean", "image_std"):
+        if name in options and tuple(options[name]) != getattr(family, name):
+            raise UsageError(f"{place}: {name} {options[name]} is not the family's")
+    for name in _SWITCHES:
+        if options.get(name) is False:
+            raise UsageError(f"{place}: {name} false is not supported")
