@@ -1,13 +1,13 @@
 """The whole pipeline on one screen.
 
-    manifest rows, shard by shard      tasks       a few rows a block
+    manifest rows, shard by shard      tasks       a few rows a block, a clip alone
       -> Preprocess                    CPU actors  uri -> uint8 patches, grid_thw | error
       -> Encode                        GPU actors  packs -> vectors | error
-      -> one block a shard             tasks       strict repartition, order kept
-      -> commit_shard                  tasks       objects, then the marker -> its JSON
+      -> one commit a shard            tasks       objects, then the marker -> its JSON
 
-Every row in is one row out of every stage. Short shards are filled up with empty rows, so that
-the engine's own repartition cuts the stream exactly at shard boundaries. Blocks of several rows
+Every row in is one row out of every stage, and a block holds rows of one shard only. No stage
+keeps blocks in order: while one waits for a long clip, the others go on, and so do later shards,
+up to the window. A shard is committed once all of its rows are there. Blocks of several rows
 reach Preprocess as one nested row each: the engine can cut a stream after every row, but not
 where we please.
 """
@@ -15,7 +15,7 @@ where we please.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,15 +26,17 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 
+from pipeline import schema
+from pipeline.assemble import committed
 from pipeline.cluster import Workers
-from pipeline.commit import CommitConfig, commit_shard
+from pipeline.commit import CommitConfig
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.manifest import Shard, read_shard
 from pipeline.marker import Marker
 from pipeline.preprocess import Preprocess, PreprocessConfig
 
 _GIB = 2**30
-# A call's output is one block: this bounds it, with the largest image in every row.
+# A call's output is one block: this bounds it, with the largest item in every row.
 _BLOCK_BYTES = 64 * 2**20
 _BLOCK_ROWS = 64
 # How often a source task asks whether its shard may start.
@@ -43,14 +45,17 @@ _GATE_S = 0.2
 _IN_FLIGHT = 4
 
 
-def block_rows(config: PreprocessConfig, items: int, workers: Workers) -> int:
-    """Rows a block: few enough to bound its bytes, and to give every actor its share."""
-    fair = -(-items // (4 * workers.preprocess))
-    return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // config.item_bytes, fair))
+def block_rows(items: int, workers: Workers) -> int:
+    """The most rows of a block: few enough to give every actor its share."""
+    return max(1, min(_BLOCK_ROWS, -(-items // (4 * workers.preprocess))))
 
 
 def window(rows_a_block: int, shard_rows: int, workers: Workers) -> int:
-    """Shards that may be under way: enough to fill every actor, and one to follow on."""
+    """Shards that may be under way: enough to fill every actor, and one to follow on.
+
+    Blocks of large items have fewer than `rows_a_block`: then there are shards to spare for the
+    others to go on with, while long clips keep some open.
+    """
     actors = workers.preprocess + workers.encode
     return 2 + -(-actors * _IN_FLIGHT * rows_a_block // shard_rows)
 
@@ -65,10 +70,10 @@ def run(
     workers: Workers,
     progress: ActorHandle[Any],
     attempts: ActorHandle[Any],
-) -> Iterator[Marker]:
-    """Embeds and commits `shards`, in order; yields each one's marker once it is written."""
+) -> Generator[Marker, None, None]:
+    """Embeds and commits `shards`; yields each one's marker once it is written, in any order."""
     _configure()
-    rows = _source(shards, commit, rows_a_block, progress)
+    rows = _source(shards, commit.output, rows_a_block, preprocess, progress)
     # One block in, one block out. `memory` also keeps the engine from fusing this with the
     # source, which would make one call of a whole shard.
     patches = rows.map_batches(
@@ -92,37 +97,36 @@ def run(
         num_gpus=workers.encode_gpus,
         memory=_GIB + 1,
     )
-    # Many blocks in, one block a shard out.
-    blocks = _without_cpus(
-        vectors.repartition(target_num_rows_per_block=commit.shard_rows, strict=True)
-    )
-    # One block in, one tiny row out. Writing waits for storage, not for a CPU.
-    markers = blocks.map_batches(
-        partial(commit_shard, config=commit),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=4),
-    )
-    yield from _committed(markers, progress)
+    # Many blocks in, one marker a shard out.
+    for marker in committed(vectors, commit):
+        progress.commit.remote()
+        yield Marker.from_json(marker)
 
 
 def _configure() -> None:
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
     context.target_max_block_size = None  # A call's output is one block, replayed or not.
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
 
 
 def _source(
-    shards: list[Shard], commit: CommitConfig, rows_a_block: int, progress: ActorHandle[Any]
+    shards: list[Shard],
+    output: str,
+    rows_a_block: int,
+    limits: PreprocessConfig,
+    progress: ActorHandle[Any],
 ) -> ray.data.Dataset:
     """The shards' manifest rows, a few a block: one task at a time, as the gate opens."""
     numbers = [{"id": number} for number in range(len(shards))]
     nested = ray.data.from_items(numbers, override_num_blocks=len(shards)).map_batches(
         partial(
-            read_rows, shards=shards, commit=commit, rows_a_block=rows_a_block, progress=progress
+            read_rows,
+            shards=shards,
+            output=output,
+            rows_a_block=rows_a_block,
+            limits=limits,
+            progress=progress,
         ),
         batch_size=None,
         num_cpus=0,
@@ -141,15 +145,6 @@ def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
     )
 
 
-def _committed(markers: ray.data.Dataset, progress: ActorHandle[Any]) -> Iterator[Marker]:
-    # Without prefetching: a marker that waits for the next one would keep the gate shut.
-    for batch in markers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        table: pa.Table = batch
-        for marker in table["marker"].to_pylist():
-            progress.commit.remote()
-            yield Marker.from_json(marker)
-
-
 def _without_cpus(repartitioned: ray.data.Dataset) -> ray.data.Dataset:
     """Lets the tasks of a repartition run on machines whose CPUs are all in actors' hands.
 
@@ -164,9 +159,11 @@ def _without_cpus(repartitioned: ray.data.Dataset) -> ray.data.Dataset:
 
 def read_rows(
     batch: dict[str, npt.NDArray[np.int64]],
+    *,
     shards: list[Shard],
-    commit: CommitConfig,
+    output: str,
     rows_a_block: int,
+    limits: PreprocessConfig,
     progress: ActorHandle[Any],
 ) -> pa.Table:
     """The manifest rows of the run's shard number `batch["id"]`, nested: one row a block to be.
@@ -176,22 +173,33 @@ def read_rows(
     (position,) = batch["id"].tolist()
     while not ray.get(progress.is_open.remote(position)):
         time.sleep(_GATE_S)
-    shard = shards[position]
-    return nest(read_shard(commit.output, shard), shard.id, commit.shard_rows, rows_a_block)
+    rows = read_shard(output, shards[position])
+    return nest(rows, cuts(rows["media_type"].to_pylist(), rows_a_block, limits))
 
 
-def nest(rows: pa.Table, shard: str, shard_rows: int, rows_a_block: int) -> pa.Table:
+def cuts(kinds: Sequence[str | None], rows_a_block: int, limits: PreprocessConfig) -> list[int]:
+    """Where a shard is cut into blocks: before each of these rows, and at its end.
+
+    A block has `rows_a_block` rows at most, and patches of `_BLOCK_BYTES` at most, whatever its
+    items turn out to be; an item that may be larger has a block of its own.
+    """
+    found, block_bytes = [0], 0
+    for row, kind in enumerate(kinds):
+        most = limits.clip_bytes if kind == "video" else limits.item_bytes
+        rows = row - found[-1]
+        if rows and (rows == rows_a_block or block_bytes + most > _BLOCK_BYTES):
+            found.append(row)
+            block_bytes = 0
+        block_bytes += most
+    return [*found, len(kinds)]
+
+
+def nest(rows: pa.Table, cuts: list[int]) -> pa.Table:
     """Cuts a shard into blocks-to-be, one row each: `rows`, a list of structs.
 
-    The last one also takes the empty rows that fill the shard up to `shard_rows`; they have the
-    shard's name and nothing else. `preprocess.unnest` is the inverse.
+    Each item takes its place in the shard along. `preprocess.unnest` is the inverse.
     """
-    missing = shard_rows - rows.num_rows
-    empty = [
-        pa.array([shard] * missing) if field.name == "shard" else pa.nulls(missing, field.type)
-        for field in rows.schema
-    ]
-    filled = pa.concat_tables([rows, pa.Table.from_arrays(empty, schema=rows.schema)])
-    offsets = [*range(0, rows.num_rows, rows_a_block), shard_rows]
-    structs = filled.combine_chunks().to_struct_array().combine_chunks()
-    return pa.table({"rows": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)})
+    places = pa.array(range(rows.num_rows), schema.PLACE.type)
+    structs = rows.append_column(schema.PLACE, places).combine_chunks().to_struct_array()
+    offsets = pa.array(cuts, pa.int32())
+    return pa.table({"rows": pa.ListArray.from_arrays(offsets, structs.combine_chunks())})

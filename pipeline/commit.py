@@ -58,39 +58,38 @@ class CommitConfig:
     output: str
     run: str
     fingerprint: str
-    shard_rows: int
     partition_by: tuple[str, ...]
     columns: tuple[str, ...]
     embedding: pa.DataType
     rows: dict[str, int]
 
 
-def commit_shard(block: pa.Table, config: CommitConfig) -> pa.Table:
+def commit_shard(block: pa.Table, config: CommitConfig) -> bytes:
     """Commits a shard; one that has a marker is left as it is.
 
     Args:
-        block: One shard's `schema.encoded` rows, filled up to `shard_rows` with empty ones.
+        block: One shard's `schema.encoded` rows, in the manifest's order.
         config: Where to, and what is expected.
 
     Returns:
-        One row: `marker`, the shard's marker as JSON, whoever decided it.
+        The shard's marker as JSON, whoever decided it.
 
     Raises:
         InternalError: The block is not exactly one shard; nothing is written.
         StorageError: Storage failed; the shard stays open.
     """
-    shard, items = _check(block, config)
+    shard = _check(block, config)
     intent: bytes | None = None
     for _ in range(_ROUNDS):
         marker = _read(config.output, layout.marker(shard))
         if marker is None:
             if intent is None:
-                intent = _intent(shard, items, config)
+                intent = _intent(shard, block, config)
             place = join(config.output, layout.intent(shard))
             mine = storage_for(config.output).create(place, intent)
             marker = _finish(config.output, shard, intent if mine else None)
         if marker is not None:
-            return pa.table({"marker": pa.array([marker], pa.binary())})
+            return marker
     raise StorageError(f"{config.output}: {shard} is decided and undone over and over")
 
 
@@ -189,26 +188,25 @@ def _unpack(intent: bytes, place: str) -> dict[str, bytes]:
     return dict(zip(table["name"].to_pylist(), table["data"].to_pylist(), strict=True))
 
 
-def _check(block: pa.Table, config: CommitConfig) -> tuple[str, pa.Table]:
-    shards = pc.unique(block["shard"]).to_pylist()
-    if len(shards) != 1 or shards[0] not in config.rows or block.num_rows != config.shard_rows:
+def _check(block: pa.Table, config: CommitConfig) -> str:
+    shards: list[str] = pc.unique(block["shard"]).to_pylist()
+    if len(shards) != 1 or shards[0] not in config.rows:
         raise InternalError(
-            f"a block of {block.num_rows} rows of shards {shards[:4]} is not one of this "
-            f"run's shards of {config.shard_rows}"
+            f"a block of {block.num_rows} rows of shards {shards[:4]} is not one of this run's "
+            "shards"
         )
-    items = block.filter(pc.is_valid(block["item_id"]))
     expected = config.rows[shards[0]]
-    distinct = len(pc.unique(items["item_id"]))
-    if not items.num_rows == distinct == expected:
+    distinct = pc.count_distinct(block["item_id"]).as_py()
+    if not block.num_rows == distinct == expected:
         raise InternalError(
-            f"{shards[0]} holds {items.num_rows} rows of {distinct} items; it has {expected}"
+            f"{shards[0]} holds {block.num_rows} rows of {distinct} items; it has {expected}"
         )
     for name in config.partition_by:
-        values = pc.unique(items[name]).to_pylist()
+        values = pc.unique(block[name]).to_pylist()
         if len(values) != 1:
             raise InternalError(f"{shards[0]} has several values of {name}: {values[:4]}")
-    _check_readable(shards[0], items)
-    return shards[0], items
+    _check_readable(shards[0], block)
+    return shards[0]
 
 
 def _check_readable(shard: str, items: pa.Table) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import ray
@@ -18,7 +18,13 @@ from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.encode import EncodeConfig
-from pipeline.errors import InternalError, PatchflowError, ResizedError, StorageError
+from pipeline.errors import (
+    InternalError,
+    LostError,
+    PatchflowError,
+    ResizedError,
+    StorageError,
+)
 from pipeline.identity import Identity, fingerprint
 from pipeline.location import join
 from pipeline.manifest import Generation, Shard, committed
@@ -46,15 +52,18 @@ def drive(
     """
     left = {shard.id: shard for shard in shards}
     while left:
+        before = len(left)
         try:
             _pass(config, what, frozen, left, summary)
-        except ResizedError as error:
+        except (ResizedError, LostError) as error:
             print(f"patchflow: {error}", file=sys.stderr)
             # What was committed without the driver's having heard of it.
             for shard, found in markers(config.output, committed(config.output) & set(left)):
                 if found is not None:
                     summary.add(found)
                     del left[shard]
+            if isinstance(error, LostError) and len(left) == before:
+                raise  # What is lost over and over is no accident.
     ErrorRate(config.max_error_rate, Counts()).check(summary.items, summary.errors)
 
 
@@ -74,7 +83,7 @@ def _pass(
         options=what.images,
     )
     items = sum(shard.rows for shard in shards)
-    rows_a_block = build.block_rows(preprocess, items, workers)
+    rows_a_block = build.block_rows(items, workers)
     window = build.window(rows_a_block, frozen.shard_rows, workers)
     counter = _beside_the_driver(ProgressCounter, window)
     budget = config.token_budget or _TOKEN_BUDGETS[what.device]
@@ -83,17 +92,18 @@ def _pass(
     )
     brake = Brake(rate.watch, Machines(config, what.device, workers).watch)
     line = ProgressLine(counter, items, workers=str(workers), watch=brake.watch)
-    with brake, _told_in_a_line(), line:
-        for marker in build.run(
-            shards,
-            rows_a_block=rows_a_block,
-            preprocess=preprocess,
-            encode=EncodeConfig.of(config, what, budget),
-            commit=_commit_config(config, what, shards, frozen, summary.run),
-            workers=workers,
-            progress=counter,
-            attempts=_beside_the_driver(Attempts),
-        ):
+    found = build.run(
+        shards,
+        rows_a_block=rows_a_block,
+        preprocess=preprocess,
+        encode=EncodeConfig.of(config, what, budget),
+        commit=_commit_config(config, what, shards, frozen, summary.run),
+        workers=workers,
+        progress=counter,
+        attempts=_beside_the_driver(Attempts),
+    )
+    with brake, _told_in_a_line(), line, closing(found):
+        for marker in found:
             _check_shared(config.output, marker.shard)
             summary.add(marker)
             del left[marker.shard]
@@ -109,7 +119,6 @@ def _commit_config(
         output=config.output,
         run=run,
         fingerprint=fingerprint(what.semantics),
-        shard_rows=frozen.shard_rows,
         partition_by=frozen.partition_by,
         columns=tuple(frozen.columns),
         embedding=schema.embedding_type(what.encoder.config.out_hidden_size, config.output_dtype),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import layout, schema
 from pipeline.attempts import MOST_DEATHS, OwnAttempts
@@ -115,7 +114,6 @@ class Encode:
         if self._failure is not None:
             raise self._failure
         present = rows["error_code"].is_null().combine_chunks().to_numpy(zero_copy_only=False)
-        present &= rows["item_id"].is_valid().combine_chunks().to_numpy(zero_copy_only=False)
         items = np.flatnonzero(present).tolist()
         block = _Block(
             names=rows["item_id"].take(items).to_pylist() if items else [],
@@ -236,11 +234,10 @@ class Encode:
     def _report(self, table: pa.Table, counts: PackCounts) -> None:
         if self._progress is None:
             return
-        real = table["item_id"].is_valid()
         errors = Counter(table["error_code"].drop_null().to_pylist())
         self._progress.add.remote(
             Counts(
-                items=pc.sum(real).as_py(),
+                items=table.num_rows,
                 errors=errors,
                 tokens=counts.tokens,
                 capacity=counts.capacity,

@@ -8,6 +8,7 @@ PatchflowError                one clear line for a person; `exit_code` for the s
 |- DeviceError          (1)   what the encoder runs on keeps failing; resumable
 |- InternalError        (1)   an invariant of ours does not hold; shards stay open
 |- ResizedError         (1)   machines came or went; the run is laid out anew
+|- LostError            (1)   results went with a machine; the run is laid out anew
 |- RaceError            (1)   another planner was faster; planning again helps
 |- ErrorRateError        (3)   `--max-error-rate` was passed; resumable
 ItemError                     true of one item only: becomes its row in `errors/`
@@ -52,6 +53,10 @@ class InternalError(PatchflowError):
 
 class ResizedError(PatchflowError):
     """The cluster is no longer the one that the run was laid out for."""
+
+
+class LostError(PatchflowError):
+    """Results went with a machine, and the cluster cannot make them again by itself."""
 
 
 class RaceError(PatchflowError):

@@ -39,6 +39,11 @@ class PreprocessConfig:
     options: ImageOptions
 
     @property
+    def clip_bytes(self) -> int:
+        """The most bytes of patches that one clip can become."""
+        return 3 * 87_478_720  # The family's own budget, until there is an option for it.
+
+    @property
     def item_bytes(self) -> int:
         """The most bytes of patches that one still can become."""
         largest = self.options.max_pixels // self.options.temporal_patch_size
@@ -48,7 +53,7 @@ class PreprocessConfig:
 
 @dataclass(kw_only=True)
 class _Item:
-    """What becomes of one row; everything is null for an empty or a failed one."""
+    """What becomes of one row; everything is null for a failed one."""
 
     version: str | None = None
     content_hash: str | None = None
@@ -83,20 +88,19 @@ class Preprocess:
             items += [self._item(kind, data) for kind, data in fetched]
         return _table(rows, items)
 
-    def _fetch(self, rows: pa.Table) -> Iterator[tuple[str | None, Future[Fetched] | None]]:
+    def _fetch(self, rows: pa.Table) -> Iterator[tuple[str | None, Future[Fetched]]]:
         """Media type and bytes of every row in order, fetched ahead within a bound of bytes."""
-        waiting: deque[tuple[str | None, Future[Fetched] | None, int]] = deque()
+        waiting: deque[tuple[str | None, Future[Fetched], int]] = deque()
         ahead = 0
-        columns = ("item_id", "uri", "version", "size_bytes", "media_type")
-        for item, uri, version, size, kind in zip(
+        columns = ("uri", "version", "size_bytes", "media_type")
+        for uri, version, size, kind in zip(
             *(rows[name].to_pylist() for name in columns), strict=True
         ):
-            cost = (size or _GUESSED_BYTES) if item is not None else 0
+            cost = size or _GUESSED_BYTES
             while waiting and (ahead + cost > _FETCHED_BYTES or len(waiting) >= 2 * _FETCHERS):
                 yield waiting[0][:2]
                 ahead -= waiting.popleft()[2]
-            future = self._fetchers.submit(self._read, uri, version) if item is not None else None
-            waiting.append((kind, future, cost))
+            waiting.append((kind, self._fetchers.submit(self._read, uri, version), cost))
             ahead += cost
         while waiting:
             yield waiting.popleft()[:2]
@@ -105,9 +109,7 @@ class Preprocess:
         limit = self._config.max_file_bytes
         return fetch_item(storage_for(uri), uri, version=version, max_bytes=limit)
 
-    def _item(self, media_type: str | None, fetched: Future[Fetched] | None) -> _Item:
-        if fetched is None:
-            return _Item()
+    def _item(self, media_type: str | None, fetched: Future[Fetched]) -> _Item:
         item = _Item()
         try:
             found = fetched.result()

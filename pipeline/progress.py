@@ -1,8 +1,9 @@
 """How far a run is, for people and for the source: one small actor, one line.
 
 The actor counts what the encoders report. It also holds the gate that bounds how many shards
-are under way: a shard's rows are released once enough of those before it are committed, so
-what waits in the cluster, and what a kill can cost, is bounded by configuration.
+are under way: a shard's rows are released once enough others are committed, so what waits in
+the cluster, and what a kill can cost, is bounded by configuration. Which ones does not matter: a
+shard that a long clip keeps open takes one place, and the others go on.
 """
 
 from __future__ import annotations

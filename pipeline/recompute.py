@@ -77,7 +77,7 @@ def recompute(output: str, count: int, seed: int) -> Recomputed:
             if newest is not None:
                 stored = newest.current(shard.generation, stored)
             for rows in _blocks(stored.take(positions)):
-                again = stages.embed(read_shard(output, shard), rows, shard)
+                again = stages.embed(read_shard(output, shard), rows)
                 _compare(shard, rows, again, stages.tolerance, found)
     return found
 
@@ -137,13 +137,13 @@ class _Stages:
         encode = EncodeConfig.of(config, what, _TOKEN_BUDGET)
         self._encode = Encode(replace(encode, dtype=dtype))
 
-    def embed(self, planned: pa.Table, stored: pa.Table, shard: Shard) -> pa.Table:
+    def embed(self, planned: pa.Table, stored: pa.Table) -> pa.Table:
         """`schema.encoded` rows of the stored ones, read in the very version that they have."""
         ids = planned["item_id"].combine_chunks()
         rows = planned.take(pc.index_in(stored["item_id"].combine_chunks(), ids))
         index = rows.schema.get_field_index("version")
         rows = rows.set_column(index, rows.schema.field(index), stored["version"])
-        return self._encode(self._preprocess(nest(rows, shard.id, rows.num_rows, rows.num_rows)))
+        return self._encode(self._preprocess(nest(rows, [0, rows.num_rows])))
 
 
 def _compare(

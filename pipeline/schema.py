@@ -20,6 +20,9 @@ MANIFEST = pa.schema(
     ]
 )
 
+# An item's place in its shard: blocks come in any order, and are put back in the manifest's.
+PLACE = pa.field("shard_row", pa.int32())
+
 ERRORS = pa.schema(
     [
         ("item_id", pa.string()),
@@ -64,7 +67,7 @@ def encoded(preprocessed: pa.Schema, embedding: pa.DataType) -> pa.Schema:
     """A row between Encode and the commit.
 
     `embedding` is the values' type; the lists get their fixed size in the output, as of a fixed
-    size even a filling row would have D values.
+    size even a failed row would have D values.
     """
     kept = [field for field in preprocessed if field.name != "patches"]
     result = [
@@ -94,7 +97,7 @@ def check_caller_columns(names: Iterable[str], source: str) -> None:
     Raises:
         UsageError: Naming the column and the manifest it came from.
     """
-    taken = {*MANIFEST.names, *ERRORS.names, *EMBEDDINGS, "patches", "device"}
+    taken = {*MANIFEST.names, *ERRORS.names, *EMBEDDINGS, PLACE.name, "patches", "device"}
     seen: dict[str, str] = {}
     for name in names:
         # DuckDB and hive folders do not tell cases apart.

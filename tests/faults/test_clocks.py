@@ -69,7 +69,7 @@ def test_a_clock_that_is_days_ahead_costs_a_writer_at_most_its_attempt(
     _, generation = freeze(output, write_manifest({"uri": ["/a.jpg", "/b.jpg"]}), shard_rows=2)
     begin(output)
     (shard,) = shards_of(generation, without=set())
-    block, config = encoded_block(read_shard(output, shard), 2), commit_config(output, generation)
+    block, config = encoded_block(read_shard(output, shard)), commit_config(output, generation)
     ahead = time.time() + 9 * DAY_S
 
     def fsync_amid_cleaning(descriptor: int) -> None:

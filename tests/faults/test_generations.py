@@ -83,7 +83,7 @@ class Story:
         names = [Path(uri).name for uri in rows["uri"].to_pylist()]
         codes = {row: failed[name] for row, name in enumerate(names) if name in failed}
         self.tools["begin"](self.output)
-        block = self.tools["encoded_block"](rows, SHARD_ROWS, codes)
+        block = self.tools["encoded_block"](rows, codes)
         commit_shard(block, self.tools["commit_config"](self.output, found[generation]))
         for name in names:
             # An older generation's shard may be committed after a newer one lists its items.

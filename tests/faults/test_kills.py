@@ -17,7 +17,7 @@ from tests.support.crowd import SHARDS
 
 PREPROCESS = "ray::MapWorker(MapBatches(Preprocess"
 ENCODE = "ray::MapWorker(MapBatches(Encode"
-COMMIT = "ray::MapBatches(commit_shard"
+COMMIT = "ray::commit_blocks"
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,10 @@ import pytest
 
 from pipeline import build
 from pipeline.cluster import Workers
-from pipeline.preprocess import PreprocessConfig
 from pipeline.verify import verify
-from processors import ImageOptions
 from tests.faults.proxy import FaultyS3
 from tests.support.crowd import SHARD_ROWS, SHARDS, Crowd, Row, moved
-from tests.support.outputs import MAX_PIXELS, Output
+from tests.support.outputs import Output
 
 STORIES = [("disk", 0), ("disk", 1), ("s3", 2), ("s3", 3)]
 KILLS = 10
@@ -119,9 +117,7 @@ def story(request: pytest.FixtureRequest, crowd: Crowd, tmp_path: Path) -> tuple
 def under_way() -> int:
     """Items that a run of one actor of each kind may have under way, as it is laid out."""
     workers = Workers(preprocess=1, encode=1, preprocess_cpus=1, encode_cpus=1, encode_gpus=0)
-    options = ImageOptions(max_pixels=2 * MAX_PIXELS)
-    limits = PreprocessConfig(max_file_bytes=1, max_source_pixels=1, options=options)
-    rows = build.block_rows(limits, SHARDS * SHARD_ROWS, workers)
+    rows = build.block_rows(SHARDS * SHARD_ROWS, workers)
     return build.window(rows, SHARD_ROWS, workers) * SHARD_ROWS
 
 

@@ -192,13 +192,13 @@ def _drive(
     commit = pipeline.drive._commit_config(config, what, shards, frozen, summary.run)
     for shard in Random(summary.run).sample(shards, len(shards)):
         rows = read_shard(config.output, shard)
-        block = _encoded(rows, frozen.shard_rows, summary.run, commit.embedding)
-        marker = Marker.from_json(commit_shard(block, commit)["marker"][0].as_py())
+        block = _encoded(rows, summary.run, commit.embedding)
+        marker = Marker.from_json(commit_shard(block, commit))
         pipeline.drive._check_shared(config.output, marker.shard)
         summary.add(marker)
 
 
-def _encoded(rows: pa.Table, shard_rows: int, run: str, embedding: pa.DataType) -> pa.Table:
+def _encoded(rows: pa.Table, run: str, embedding: pa.DataType) -> pa.Table:
     """What Encode would make of a shard; which items fail is another in every run."""
     count, shard = rows.num_rows, rows["shard"][0].as_py()
     random = Random(f"{run} {shard}")
@@ -215,16 +215,12 @@ def _encoded(rows: pa.Table, shard_rows: int, run: str, embedding: pa.DataType) 
         "error_message": [run if bad else None for bad in failed],
         "attempts": [1 if bad else None for bad in failed],
         "num_tokens": [None if bad else 1 for bad in failed],
+        "device": ["cpu"] * count,
         "embedding": [[] if bad else np.full(embedding.list_size, value) for bad in failed],
     }
     target = schema.encoded(schema.preprocessed(rows.schema), embedding.value_type)
     columns = []
     for field in target:
-        if field.name in ("shard", "device"):
-            columns.append([shard if field.name == "shard" else "cpu"] * shard_rows)
-        else:
-            known = rows[field.name].to_pylist() if field.name in rows.column_names else None
-            values = found.get(field.name) or known or [None] * count
-            empty = [] if field.name == "embedding" else None
-            columns.append([*values, *[empty] * (shard_rows - count)])
+        known = rows[field.name].to_pylist() if field.name in rows.column_names else None
+        columns.append(found.get(field.name) or known or [None] * count)
     return pa.table(columns, schema=target)

@@ -1,17 +1,20 @@
 """The arithmetic of blocks, and the nesting that keeps them apart."""
 
 from collections.abc import Callable
+from itertools import pairwise
+from random import Random
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.build import Workers, block_rows, nest, window
+from pipeline import schema
+from pipeline.build import Workers, block_rows, cuts, nest, window
 from pipeline.preprocess import PreprocessConfig, unnest
 from processors import ImageOptions
 
-SHARD = "g000000-00000000"
+MIB = 2**20
 Rows = Callable[..., pa.Table]
 
 
@@ -26,25 +29,18 @@ def workers(preprocess: int, encode: int = 1) -> Workers:
     )
 
 
-@given(
-    items=st.integers(1, 20),
-    spare=st.integers(0, 20),
-    rows_a_block=st.integers(1, 8),
-)
-def test_nesting_keeps_every_row_in_order_and_fills_the_shard(
-    manifest_rows: Rows, items: int, spare: int, rows_a_block: int
+@given(items=st.integers(1, 20), chance=st.randoms(use_true_random=False))
+def test_nesting_keeps_every_row_in_order_and_its_place(
+    manifest_rows: Rows, items: int, chance: Random
 ) -> None:
     rows = manifest_rows([f"/{n}.jpg" for n in range(items)])
-    nested = nest(rows, SHARD, items + spare, rows_a_block)
+    ends = [0, *sorted(chance.sample(range(1, items), chance.randrange(items))), items]
+    nested = nest(rows, ends)
     blocks = [unnest(nested.slice(index, 1)) for index in range(nested.num_rows)]
+    assert [block.num_rows for block in blocks] == [end - start for start, end in pairwise(ends)]
     whole = pa.concat_tables(blocks)
-    assert whole.slice(0, items).equals(rows)
-    empty = dict.fromkeys(rows.column_names) | {"shard": SHARD}
-    assert whole.slice(items).to_pylist() == [empty] * spare
-    real = [block.num_rows - block["item_id"].null_count for block in blocks]
-    assert real[:-1] == [rows_a_block] * (len(real) - 1)
-    assert 1 <= real[-1] <= rows_a_block
-    assert sum(block.num_rows for block in blocks[:-1]) == rows_a_block * (len(blocks) - 1)
+    assert whole.drop_columns(schema.PLACE.name).equals(rows)
+    assert whole[schema.PLACE.name].to_pylist() == list(range(items))
 
 
 @pytest.mark.parametrize(
@@ -64,26 +60,57 @@ def test_a_callers_column_of_any_type_survives_nesting(
     manifest_rows: Rows, values: pa.Array
 ) -> None:
     rows = manifest_rows(["/1", "/2", "/3"], own=pa.table({"own": values}))
-    nested = nest(rows, SHARD, 5, 2)
+    nested = nest(rows, [0, 2, 3])
     whole = pa.concat_tables([unnest(nested.slice(0, 1)), unnest(nested.slice(1, 1))])
-    assert whole["own"].to_pylist() == [*values.to_pylist(), None, None]
-    assert whole.schema.equals(rows.schema)
+    assert whole["own"].to_pylist() == values.to_pylist()
+    assert whole.schema.equals(rows.schema.append(schema.PLACE))
 
 
 @pytest.mark.parametrize(
-    ("max_pixels", "items", "preprocess", "rows"),
+    ("items", "preprocess", "rows"),
     [
-        (2 * 28 * 28, 100_000, 2, 64),  # Small images: the most there is.
-        (2 * 2**22, 100_000, 2, 5),  # 12 MiB of patches an image, 64 MiB a block.
-        (2 * 2**30, 100_000, 2, 1),  # One image is more than a block should be.
-        (2 * 28 * 28, 80, 2, 10),  # Few items: four blocks for every actor.
-        (2 * 28 * 28, 1, 8, 1),
+        (100_000, 2, 64),  # The most there is.
+        (80, 2, 10),  # Few items: four blocks for every actor.
+        (1, 8, 1),
     ],
 )
-def test_a_block_is_bounded_in_bytes_and_leaves_every_actor_its_share(
-    max_pixels: int, items: int, preprocess: int, rows: int
+def test_few_items_are_shared_by_all_actors(items: int, preprocess: int, rows: int) -> None:
+    assert block_rows(items, workers(preprocess)) == rows
+
+
+@pytest.mark.parametrize(
+    ("max_pixels", "kinds", "ends"),
+    [
+        (2 * 28 * 28, "i" * 130, [0, 64, 128, 130]),  # Small images: as many rows as may be.
+        (2 * 4 * MIB, "i" * 12, [0, 5, 10, 12]),  # 12 MiB of patches an image, 64 MiB a block.
+        (2 * 2**30, "iii", [0, 1, 2, 3]),  # One image is more than a block should be.
+        (2 * 28 * 28, "iiviivv", [0, 2, 3, 5, 6, 7]),  # A clip is more, whatever is beside it.
+    ],
+)
+def test_a_block_is_bounded_in_rows_and_in_the_bytes_that_they_may_become(
+    max_pixels: int, kinds: str, ends: list[int]
 ) -> None:
-    assert block_rows(limits(max_pixels), items, workers(preprocess)) == rows
+    names = ["video" if kind == "v" else "image" for kind in kinds]
+    assert cuts(names, 64, limits(max_pixels)) == ends
+
+
+@given(
+    clips=st.lists(st.booleans(), min_size=1, max_size=60),
+    max_pixels=st.sampled_from([2 * 28 * 28, 2 * MIB, 2 * 9 * MIB, 2 * 30 * MIB]),
+    rows_a_block=st.integers(1, 64),
+)
+def test_no_block_can_take_another_row(
+    clips: list[bool], max_pixels: int, rows_a_block: int
+) -> None:
+    config = limits(max_pixels)
+    most = [config.clip_bytes if clip else config.item_bytes for clip in clips]
+    ends = cuts(["video" if clip else "image" for clip in clips], rows_a_block, config)
+    assert (ends[0], ends[-1]) == (0, len(clips))
+    for start, end in pairwise(ends):
+        assert 1 <= end - start <= rows_a_block
+        assert end - start == 1 or sum(most[start:end]) <= 64 * MIB
+        full = end - start == rows_a_block or sum(most[start : end + 1]) > 64 * MIB
+        assert full or end == len(clips)
 
 
 @given(

@@ -51,7 +51,7 @@ def planned(write_manifest: WriteManifest, freeze: Freeze) -> Callable[..., Gene
 
 def first_block(output: str, generation: Generation, encoded_block: Block) -> pa.Table:
     shard = next(iter(shards_of(generation, without=set())))
-    return encoded_block(read_shard(output, shard), generation.shard_rows, {1: "corrupt"})
+    return encoded_block(read_shard(output, shard), {1: "corrupt"})
 
 
 def test_a_shards_rows_go_to_embeddings_and_errors(
@@ -266,7 +266,7 @@ def test_a_shard_of_which_too_many_items_could_not_be_read_stays_open(
     assert marker.errors["read_failed"] == most
 
 
-def test_filling_is_dropped(
+def test_a_short_shard_is_whole_with_fewer_rows(
     tmp_path: Path, planned: Callable[..., Generation], commit: Commit
 ) -> None:
     output = str(tmp_path / "out")
@@ -360,7 +360,7 @@ def test_half_precision_is_stored_as_such(
     output = str(tmp_path / "out")
     generation = planned(output)
     shard = next(iter(shards_of(generation, without=set())))
-    block = encoded_block(read_shard(output, shard), 3, dtype="float16")
+    block = encoded_block(read_shard(output, shard), dtype="float16")
     commit_shard(block, commit_config(output, generation, dtype="float16"))
     found = pq.read_table(f"{output}/embeddings")
     assert found.schema.field("embedding").type == pa.list_(pa.float16(), 4)

@@ -69,9 +69,9 @@ def levels(grid: Grid, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def preprocessed(manifest_rows: Rows) -> Callable[..., pa.Table]:
-    """`schema.preprocessed` rows: one a grid, None for a failed one, and filling at the end."""
+    """`schema.preprocessed` rows: one a grid, None for a failed one."""
 
-    def make(grids: list[Grid | None], filling: int = 0, own: pa.Table | None = None) -> pa.Table:
+    def make(grids: list[Grid | None], own: pa.Table | None = None) -> pa.Table:
         rows = manifest_rows([f"/{n}.jpg" for n in range(len(grids))], own=own)
         count = len(grids)
         bad = [grid is None for grid in grids]
@@ -91,14 +91,7 @@ def preprocessed(manifest_rows: Rows) -> Callable[..., pa.Table]:
             ],
         }
         target = schema.preprocessed(rows.schema)
-        fill = {"shard": ["g000000-00000000"] * filling, "patches": [b""] * filling}
-        columns = [
-            [
-                *(found[f.name] if f.name in found else rows[f.name].to_pylist()),
-                *fill.get(f.name, [None] * filling),
-            ]
-            for f in target
-        ]
+        columns = [found[f.name] if f.name in found else rows[f.name].to_pylist() for f in target]
         return pa.table(columns, schema=target)
 
     return make
@@ -222,23 +215,20 @@ def test_every_row_comes_out_once_in_order(
 ) -> None:
     grids = [None, *GRIDS[:2], None, GRIDS[2], None]
     own = pa.table({"label": [f"l{n}" for n in range(6)]})
-    rows = preprocessed(grids, filling=2, own=own)
+    rows = preprocessed(grids, own=own)
     out = stage()(rows)
     target = schema.encoded(rows.schema, pa.float32())
     assert out.schema.equals(target)
     kept = [name for name in rows.column_names if name != "patches"]
     assert out.select(kept).to_pylist() == rows.select(kept).to_pylist()
-    assert out["num_tokens"].to_pylist() == [None, 1, 6, None, 6, None, None, None]
-    assert out["device"].to_pylist() == ["cpu"] * 8
+    assert out["num_tokens"].to_pylist() == [None, 1, 6, None, 6, None]
+    assert out["device"].to_pylist() == ["cpu"] * 6
     has_vector = (vectors(out) != 0).any(axis=1)
-    assert has_vector.tolist() == [False, True, True, False, True, False, False, False]
+    assert has_vector.tolist() == [False, True, True, False, True, False]
 
 
-@pytest.mark.parametrize("grids", [[None, None], []], ids=["failed rows", "filling"])
-def test_a_block_without_an_item_passes(
-    preprocessed: Callable[..., pa.Table], grids: list[Grid | None]
-) -> None:
-    rows = preprocessed(grids, filling=2)
+def test_a_block_without_an_item_passes(preprocessed: Callable[..., pa.Table]) -> None:
+    rows = preprocessed([None, None])
     out = stage()(rows)
     assert out["item_id"].equals(rows["item_id"])
     assert out["error_code"].equals(rows["error_code"])
@@ -463,7 +453,7 @@ def test_progress_hears_of_items_failures_tokens_and_capacity(
 ) -> None:
     progress: Any = Counter()
     encode = Encode(EncodeConfig(**{**DEFAULTS, "token_budget": 8}), progress)
-    encode(preprocessed([(1, 2, 2), None, (1, 4, 8), (1, 8, 8)], filling=3))
+    encode(preprocessed([(1, 2, 2), None, (1, 4, 8), (1, 8, 8)]))
     # Packs of 16 (over the budget, full by itself), 8 and 1 token.
     errors = collections.Counter({"corrupt": 1})
     assert progress.calls == [Counts(items=4, errors=errors, tokens=25, capacity=32)]
@@ -548,7 +538,7 @@ def test_the_item_that_ends_every_process_is_found_and_fails_alone(
     started: Ray,
     killer: int,
 ) -> None:
-    rows = preprocessed([None, *COMPANY], filling=1)
+    rows = preprocessed([None, *COMPANY])
     clean = stage()(rows).to_pylist()
     changed(change=kill(COMPANY[killer]))
     out = started.embed(rows).to_pylist()
@@ -708,5 +698,5 @@ def test_a_block_without_an_item_says_nothing_of_its_device(
     changed()
     started.embed(preprocessed([(1, 2, 2)]))
     started.attempts.start("actor", "machine (01234567) gpu 3")
-    started.embed(preprocessed([None], filling=2))
+    started.embed(preprocessed([None]))
     assert started.attempts.ends("actor") == 1

@@ -18,11 +18,10 @@ from pipeline.build import nest
 from pipeline.errors import StorageError
 from pipeline.location import digest
 from pipeline.objects import Fetched
-from pipeline.preprocess import Preprocess, PreprocessConfig
+from pipeline.preprocess import Preprocess, PreprocessConfig, unnest
 from pipeline.storage import storage_for
 from processors import DecodedImage, GlmgaImageProcessor, ImageOptions, decode_image
 
-SHARD = "g000000-00000000"
 OPTIONS = ImageOptions(min_pixels=2 * 28 * 28, max_pixels=2 * 28 * 28 * 64)
 Photo = Callable[..., bytes]
 Rows = Callable[..., pa.Table]
@@ -35,14 +34,18 @@ def stage() -> Preprocess:
     )
 
 
-def run(stage: Preprocess, rows: pa.Table, shard_rows: int | None = None) -> list[dict[str, Any]]:
+def nested(rows: pa.Table) -> pa.Table:
+    return nest(rows, [0, rows.num_rows])
+
+
+def run(stage: Preprocess, rows: pa.Table) -> list[dict[str, Any]]:
     """The stage's rows for one block of manifest rows, checked against the schema."""
-    count = shard_rows or rows.num_rows
-    out = stage(nest(rows, SHARD, count, count))
+    block = nested(rows)
+    out = stage(block)
+    rows = unnest(block)
     assert out.schema.equals(schema.preprocessed(rows.schema))
-    assert out.num_rows == count
     given = [name for name in rows.column_names if name != "version"]
-    assert out.select(given).slice(0, rows.num_rows).to_pylist() == rows.select(given).to_pylist()
+    assert out.select(given).to_pylist() == rows.select(given).to_pylist()
     return list(out.select([n for n in out.column_names if n not in rows.column_names]).to_pylist())
 
 
@@ -105,8 +108,8 @@ def test_every_row_comes_out_once_in_order_with_its_own_error(
     kinds = ["video" if name.endswith(".mp4") else "image" for name in names]
     versions = ["1-2" if name.startswith("a") else None for name in names]
     rows = manifest_rows([f"{tmp_path}/{n}" for n in names], media_type=kinds, version=versions)
-    found = run(stage, rows, shard_rows=16)
-    codes = {name: row["error_code"] for name, row in zip(names, found, strict=False)}
+    found = run(stage, rows)
+    codes = {name: row["error_code"] for name, row in zip(names, found, strict=True)}
     assert codes == {
         "0-good.png": None,
         "1-truncated.png": "truncated",
@@ -180,8 +183,8 @@ def test_a_version_that_no_manifest_gave_is_the_one_that_was_read(
     info = storage_for(path).stat(path)
     assert info is not None
     rows = manifest_rows([path, "/none.png"])
-    out = stage(nest(rows, SHARD, 3, 3))
-    assert out["version"].to_pylist() == [info.version, None, None]
+    out = stage(nested(rows))
+    assert out["version"].to_pylist() == [info.version, None]
 
 
 def test_a_name_that_no_disk_can_hold_costs_only_its_own_row(
@@ -205,15 +208,7 @@ def test_a_callers_columns_are_carried(
         }
     )
     # `run` compares them.
-    run(stage, manifest_rows([f"{tmp_path}/x.png", "/none.png"], own=own), shard_rows=3)
-
-
-def test_a_block_of_nothing_but_filling_passes(stage: Preprocess, manifest_rows: Rows) -> None:
-    nested = nest(manifest_rows(["/none.png"]), SHARD, 4, 1)
-    block = pa.table({"rows": pa.array([nested["rows"][0].as_py()[1:]], nested["rows"].type)})
-    out = stage(block)
-    assert out["shard"].to_pylist() == [SHARD] * 3
-    assert out["error_code"].null_count == out["item_id"].null_count == 3
+    run(stage, manifest_rows([f"{tmp_path}/x.png", "/none.png"], own=own))
 
 
 def test_several_calls_at_once_do_not_mix(
@@ -244,7 +239,7 @@ def test_a_storage_that_fails_is_no_items_error(
 ) -> None:
     monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: BrokenDisk())
     with pytest.raises(StorageError, match="Input/output error"):
-        stage(nest(manifest_rows(["/a.png", "/b.png"]), SHARD, 3, 3))
+        stage(nested(manifest_rows(["/a.png", "/b.png"])))
 
 
 def test_the_stage_works_on_after_a_call_that_raised(
@@ -257,7 +252,7 @@ def test_the_stage_works_on_after_a_call_that_raised(
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.preprocess.storage_for", lambda uri: BrokenDisk())
         with pytest.raises(StorageError):
-            stage(nest(manifest_rows(["/a.png"] * 40), SHARD, 40, 40))
+            stage(nested(manifest_rows(["/a.png"] * 40)))
     (tmp_path / "x.png").write_bytes(photo(30, 30))
     (row,) = run(stage, manifest_rows([f"{tmp_path}/x.png"]))
     assert row["error_code"] is None
@@ -268,9 +263,8 @@ def test_more_rows_than_are_fetched_ahead_all_come_out(
 ) -> None:
     (tmp_path / "x.png").write_bytes(photo(30, 30))
     names = [f"{tmp_path}/x.png", f"{tmp_path}/none.png"] * 30
-    found = run(stage, manifest_rows(names), shard_rows=64)
-    codes = [row["error_code"] for row in found]
-    assert codes == [None, "not_found"] * 30 + [None] * 4
+    found = run(stage, manifest_rows(names))
+    assert [row["error_code"] for row in found] == [None, "not_found"] * 30
 
 
 def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
@@ -331,7 +325,7 @@ def test_the_patches_of_a_block_lie_in_one_buffer(
     stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
 ) -> None:
     (tmp_path / "x.png").write_bytes(photo(56, 56))
-    out = stage(nest(manifest_rows([f"{tmp_path}/x.png"] * 3), SHARD, 3, 3))
+    out = stage(nested(manifest_rows([f"{tmp_path}/x.png"] * 3)))
     _, offsets, data = out["patches"].combine_chunks().buffers()
     assert np.frombuffer(offsets, np.int64).tolist() == [0, 16 * 588, 32 * 588, 48 * 588]
     assert len(data) == 48 * 588

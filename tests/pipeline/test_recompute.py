@@ -87,15 +87,13 @@ def embed(output: str, device: Any = "cpu", **options: Any) -> None:
             output=output,
             run="test",
             fingerprint=fingerprint(what.semantics),
-            shard_rows=generation.shard_rows,
             partition_by=generation.partition_by,
             columns=tuple(generation.columns),
             embedding=embedding_type(width, config.output_dtype),
             rows={shard.id: shard.rows for shard in shards},
         )
         for shard in shards:
-            size = generation.shard_rows
-            block = nest(read_shard(output, shard), shard.id, size, size)
+            block = nest(read_shard(output, shard), [0, shard.rows])
             commit_shard(encode(preprocess(block)), commit)
 
 

@@ -78,13 +78,11 @@ def encoded_block() -> Callable[..., pa.Table]:
 
     def block(
         rows: pa.Table,
-        shard_rows: int,
         failed: dict[int, str] | None = None,
         width: int = 4,
         dtype: str = "float32",
     ) -> pa.Table:
         codes, count = failed or {}, rows.num_rows
-        fill = shard_rows - count
         found: dict[str, list[Any]] = {
             "content_hash": [f"hash{n}" for n in range(count)],
             "width": [28 * (n + 1) for n in range(count)],
@@ -101,21 +99,15 @@ def encoded_block() -> Callable[..., pa.Table]:
         target = schema.encoded(
             schema.preprocessed(rows.schema), pa.from_numpy_dtype(np.dtype(dtype))
         )
-        vectors = [
-            [] if n in codes or n >= count else list(np.full(width, n, dtype))
-            for n in range(shard_rows)
-        ]
+        vectors = [[] if n in codes else list(np.full(width, n, dtype)) for n in range(count)]
         columns = []
         for field in target:
             if field.name == "embedding":
                 columns.append(vectors)
             elif field.name == "device":
-                columns.append(["cpu"] * shard_rows)
-            elif field.name == "shard":
-                columns.append([rows["shard"][0].as_py()] * shard_rows)
+                columns.append(["cpu"] * count)
             else:
-                values = found.get(field.name) or rows[field.name].to_pylist()
-                columns.append([*values, *[None] * fill])
+                columns.append(found.get(field.name) or rows[field.name].to_pylist())
         return pa.table(columns, schema=target)
 
     return block
@@ -152,7 +144,6 @@ def commit_config() -> Callable[..., CommitConfig]:
             output=output,
             run="test",
             fingerprint=fingerprint(made_up(width, dtype).semantics),
-            shard_rows=generation.shard_rows,
             partition_by=generation.partition_by,
             columns=tuple(generation.columns),
             embedding=schema.embedding_type(width, dtype),
@@ -183,9 +174,8 @@ def commit(
         markers = []
         for shard in shards if indices is None else [shards[index] for index in indices]:
             rows = read_shard(output, shard)
-            block = encoded_block(rows, generation.shard_rows, failed, width)
-            record = commit_shard(block, config)
-            markers.append(Marker.from_json(record["marker"][0].as_py()))
+            block = encoded_block(rows, failed, width)
+            markers.append(Marker.from_json(commit_shard(block, config)))
         return markers
 
     return run

@@ -1,0 +1,53 @@
+"""One item that takes as long as all others together: they do not wait for it."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.verify import verify
+from tests.faults.proxy import Asked, Fault, FaultyS3
+
+SHARD_ROWS = 6
+SHARDS = 16
+SLOW = "stalls/slow.mp4"
+# Its own shard, and those of the blocks that its actor had taken when it began.
+BEHIND = 4
+
+
+@pytest.mark.whole
+def test_all_but_what_waits_behind_it_is_committed_while_one_item_takes_its_time(
+    s3, collection, commands, output_at, score, tmp_path
+) -> None:
+    """It is a clip, and so a block of its own, whose bytes do not come before all others are done.
+
+    Blocks in order would keep every shard back, and the run would give the clip up in the end.
+    """
+    s3.put({SLOW: b"no clip"})
+    uris = [f"s3://media/{SLOW}", *map(str, collection.good[: SHARD_ROWS * SHARDS - 1])]
+    pq.write_table(pa.table({"uri": uris}), tmp_path / "items.parquet")
+    output = output_at(tmp_path / "output")
+    at_its_end: list[set[str]] = []
+
+    def rule(asked: Asked) -> Fault | None:
+        commits = output.commits()
+        if len(commits) < SHARDS - BEHIND:
+            return Fault("stall", seconds=2.0)
+        at_its_end.append(commits)
+        return None
+
+    with FaultyS3(s3.env["AWS_ENDPOINT_URL"]) as proxy:
+        proxy.rule = rule
+        done = commands.run(
+            "embed",
+            *(tmp_path / "items.parquet", "--output", output.folder, "--shard-rows", SHARD_ROWS),
+            *("--preprocess-actors", 2, "--encoder-actors", 1, "--max-pixels", 50176),
+            env=s3.env | {"AWS_ENDPOINT_URL": proxy.endpoint},
+        )
+    assert done.code == 0, str(done)
+    assert proxy.faults()["stall"] > 0
+    assert "g000000-00000000" not in at_its_end[0]
+    assert [row["uri"] for row in output.rows("errors")] == uris[:1]
+    score.rows(uris, output.terminal())
+    score.objects(verify(str(output.folder)).breaches)
