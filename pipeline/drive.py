@@ -112,6 +112,7 @@ def _commit_config(
         shard_rows=frozen.shard_rows,
         partition_by=frozen.partition_by,
         columns=tuple(frozen.columns),
+        level=config.level,
         embedding=schema.embedding_type(what.encoder.config.out_hidden_size, config.output_dtype),
         rows={shard.id: shard.rows for shard in shards},
     )

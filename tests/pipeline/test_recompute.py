@@ -74,6 +74,7 @@ def embed(output: str, device: Any = "cpu", **options: Any) -> None:
             device="cpu",
             dtype=what.dtype,
             token_budget=64,
+            level=config.level,
             pool=config.pool,
             features=config.features,
             normalize=config.normalize,
@@ -90,6 +91,7 @@ def embed(output: str, device: Any = "cpu", **options: Any) -> None:
             shard_rows=generation.shard_rows,
             partition_by=generation.partition_by,
             columns=tuple(generation.columns),
+            level=config.level,
             embedding=embedding_type(width, config.output_dtype),
             rows={shard.id: shard.rows for shard in shards},
         )
