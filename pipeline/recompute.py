@@ -73,26 +73,27 @@ def recompute(output: str, count: int, seed: int) -> Recomputed:
         stages = _Stages(output, run) if chosen else None
         for shard, positions in chosen.items():
             assert stages is not None
-            stored = _read(output, done[shard], layout.EMBEDDINGS)
+            stored = pq.read_table(_object(output, done[shard], layout.EMBEDDINGS))
             if newest is not None:
                 stored = newest.current(shard.generation, stored)
+            segments = stages.level != "item" and _object(
+                output, done[shard], layout.SEGMENTS[stages.level]
+            )
             for rows in _blocks(stored.take(positions)):
                 again = stages.embed(read_shard(output, shard), rows, shard)
                 _compare(shard, rows, again, stages.tolerance, found)
-                if stages.level != "item":
+                if segments:
                     ours = segment_table(again, stages.embedding, stages.level)
-                    ids = pc.unique(ours["item_id"])
-                    theirs = _read(output, done[shard], layout.SEGMENTS[stages.level], ids)
+                    these = pc.field("item_id").isin(pc.unique(ours["item_id"]))
+                    theirs = pq.read_table(segments, filters=these)
                     _compare_segments(shard, theirs, ours, stages.tolerance, found)
     return found
 
 
-def _read(output: str, marker: Marker, folder: str, ids: pa.Array | None = None) -> pa.Table:
-    """A shard's object in a folder: all of its rows, or those of some items."""
+def _object(output: str, marker: Marker, folder: str) -> io.BytesIO:
+    """A shard's object in a folder."""
     (name,) = (o.name for o in marker.objects if o.name.startswith(f"{folder}/"))
-    wanted = None if ids is None else pc.field("item_id").isin(ids)
-    data = storage_for(output).read(join(output, name))
-    return pq.read_table(io.BytesIO(data), filters=wanted)
+    return io.BytesIO(storage_for(output).read(join(output, name)))
 
 
 def _embedded(
@@ -178,7 +179,7 @@ def _compare(
         differ = [name for name in exact if repr(old[name]) != repr(new[name])]
         found.breaches += [f"{place}: {n} is {old[n]!r}, now {new[n]!r}" for n in differ]
         off = _off(np.array(old["embedding"]), np.array(new["embedding"]))
-        found.breaches += _told(place, "its vector", off, tolerance)
+        found.breaches += _told(f"{place}: its vector is", off, tolerance)
 
 
 def _compare_segments(
@@ -189,16 +190,17 @@ def _compare_segments(
             f"{shard.id}: {stored.num_rows} segments where there are {again.num_rows} now"
         )
         return
-    results = [name for name in ("embedding", "tokens") if name in again.column_names]
+    names = {"embedding": "its vector is", "tokens": "its tokens are"}
+    results = {name: what for name, what in names.items() if name in again.column_names}
     exact = [name for name in again.column_names if name not in results]
     pairs = zip(*(table.select(exact).to_pylist() for table in (stored, again)), strict=True)
     for row, (old, new) in enumerate(pairs):
         place = f"{shard.id}: {old['uri']}: segment {old['segment']}"
         differ = [name for name in exact if repr(old[name]) != repr(new[name])]
         found.breaches += [f"{place}: {n} is {old[n]!r}, now {new[n]!r}" for n in differ]
-        for name in results:
+        for name, what in results.items():
             off = _off(*(_numbers(table[name][row]) for table in (stored, again)))
-            found.breaches += _told(place, f"its {name}", off, tolerance)
+            found.breaches += _told(f"{place}: {what}", off, tolerance)
 
 
 def _numbers(scalar: pa.Scalar) -> np.ndarray:
@@ -210,13 +212,10 @@ def _numbers(scalar: pa.Scalar) -> np.ndarray:
     return numbers
 
 
-def _told(place: str, what: str, off: float, tolerance: float) -> list[str]:
+def _told(what: str, off: float, tolerance: float) -> list[str]:
     if off <= tolerance:
         return []
-    return [
-        f"{place}: {what} is off by {off:.1e} of its largest value; {tolerance:.1e} would be "
-        "rounding"
-    ]
+    return [f"{what} off by {off:.1e} of the largest value; {tolerance:.1e} would be rounding"]
 
 
 def _off(old: np.ndarray, new: np.ndarray) -> float:

@@ -68,6 +68,7 @@ def _check_timestamps(
         yield "stills with a timestamp"
     if (of_clip & ~given).any():
         yield "segments of clips without a timestamp"
+        return
     seconds = column.to_numpy()
     later = of_clip & (number > 0)
     # What is not a number is not later than anything.
