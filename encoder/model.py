@@ -24,6 +24,7 @@ from encoder.patch_embed import PatchEmbed
 from encoder.positions import PositionTables, interpolate_positions, rotate
 
 GridThw = torch.Tensor | Sequence[Sequence[int]]
+PixelValues = torch.Tensor | Sequence[torch.Tensor]
 
 
 class EncoderOutput(NamedTuple):
@@ -186,7 +187,7 @@ class Glm4vVisionModel(nn.Module):
             merge_size=config.spatial_merge_size,
         )
 
-    def forward(self, pixel_values: torch.Tensor, grid_thw: GridThw) -> torch.Tensor:
+    def forward(self, pixel_values: PixelValues, grid_thw: GridThw) -> torch.Tensor:
         """Encodes a pack of patches.
 
         Args:
@@ -195,7 +196,8 @@ class Glm4vVisionModel(nn.Module):
                 uint8, C * T * P * P values: levels before rescaling and normalisation;
                 either, C * P * P values: stills whose one frame stands for all T.
                 Values run over channel, frame, row, column; patches over frames, then in
-                merge-block order.
+                merge-block order. Several such tensors, one after the other, where a pack
+                mixes kinds.
             grid_thw: `(t, h, w)` an item, in patches; a list, or a tensor [items, 3] (on a GPU,
                 a tensor waits for it).
 
@@ -208,10 +210,13 @@ class Glm4vVisionModel(nn.Module):
         """
         return self.forward_features(pixel_values, grid_thw).pooler_output
 
-    def forward_features(self, pixel_values: torch.Tensor, grid_thw: GridThw) -> EncoderOutput:
+    def forward_features(self, pixel_values: PixelValues, grid_thw: GridThw) -> EncoderOutput:
         """As `forward`, with the tokens from before the merger's MLP as well."""
-        grids = _read_grids(grid_thw, self.config.spatial_merge_size, pixel_values.shape[0])
-        x_ND = self.post_conv_layernorm(self.patch_embed(pixel_values))
+        kinds = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
+        num_patches = sum(kind_NP.shape[0] for kind_NP in kinds)
+        grids = _read_grids(grid_thw, self.config.spatial_merge_size, num_patches)
+        x_ND = torch.cat([self.patch_embed(kind_NP) for kind_NP in kinds])
+        x_ND = self.post_conv_layernorm(x_ND)
         positions_ND, cos_NR, sin_NR, segments = self._position(grids, x_ND.device)
         x_ND = (x_ND + positions_ND).to(self.downsample.weight.dtype)
         for block in self.blocks:

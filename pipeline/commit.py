@@ -23,6 +23,7 @@ beside a marker, which `recover` deletes; it also finishes what was decided and 
 
 from __future__ import annotations
 
+import io
 import platform
 from collections import Counter
 from dataclasses import dataclass
@@ -34,9 +35,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import layout, schema
+from pipeline.config import Level
 from pipeline.errors import InternalError, StorageError
 from pipeline.location import DIGEST_BYTES, digest, join
 from pipeline.marker import Marker, Stored
+from pipeline.segments import segment_table, to_parquet
 from pipeline.storage import storage_for
 
 # What a shard's bits may depend on, recorded in its marker.
@@ -51,8 +54,9 @@ _UNREADABLE_SHARE, _UNREADABLE_ITEMS = 0.01, 10
 class CommitConfig:
     """What the stage needs to know.
 
-    `columns` are the caller's own, `embedding` is the vectors' fixed_size_list type, `rows` the
-    items of each shard of this run, by id. `run` and `fingerprint` go into the markers.
+    `columns` are the caller's own, `level` says whether segments have rows too, `embedding` is the
+    vectors' fixed_size_list type, `rows` the items of each shard of this run, by id. `run` and
+    `fingerprint` go into the markers.
     """
 
     output: str
@@ -60,6 +64,7 @@ class CommitConfig:
     fingerprint: str
     partition_by: tuple[str, ...]
     columns: tuple[str, ...]
+    level: Level
     embedding: pa.DataType
     rows: dict[str, int]
 
@@ -135,13 +140,19 @@ def _read(output: str, name: str) -> bytes | None:
 def _intent(shard: str, items: pa.Table, config: CommitConfig) -> bytes:
     """Everything that a shard is, in the order in which it is published: the marker last."""
     failed = pc.is_valid(items["error_code"])
-    good, bad = items.filter(pc.invert(failed)), items.filter(failed)
+    # Filtering copies: what may be large is left to `segment_table`.
+    light = items.select([n for n in items.column_names if n not in schema.SEGMENT_RESULTS])
+    good, bad = light.filter(pc.invert(failed)), light.filter(failed)
     values = {name: items[name][0].as_py() for name in config.partition_by}
+    embeddings, errors, *segments = layout.objects(shard, values, config.level)
     tables = {
-        layout.embeddings(shard, values): _embeddings(shard, good, config),
-        layout.errors(shard): bad.select(schema.ERRORS.names),
+        embeddings: _embeddings(shard, good, config),
+        errors: bad.select(schema.ERRORS.names),
     }
     objects = {name: _parquet(table) for name, table in tables.items()}
+    for name in segments:
+        tables[name] = segment_table(items, config.embedding, config.level)
+        objects[name] = to_parquet(tables[name])
     marker = Marker(
         shard=shard,
         run=config.run,
@@ -168,11 +179,14 @@ def _pack(objects: dict[str, bytes]) -> bytes:
             "data": pa.array(objects.values(), pa.large_binary()),
         }
     )
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()  # Gibibytes, perhaps: nothing here copies them once more.
+    sink.write(bytes(2 * DIGEST_BYTES))
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    data: bytes = sink.getvalue().to_pybytes()
-    return digest(data).encode() + data
+    checksum = digest(sink.getbuffer()[2 * DIGEST_BYTES :])
+    sink.seek(0)
+    sink.write(checksum.encode())
+    return sink.getvalue()
 
 
 def _unpack(intent: bytes, place: str) -> dict[str, bytes]:
@@ -181,8 +195,8 @@ def _unpack(intent: bytes, place: str) -> dict[str, bytes]:
     Raises:
         StorageError: It is damaged.
     """
-    checksum, data = intent[: 2 * DIGEST_BYTES], intent[2 * DIGEST_BYTES :]
-    if digest(data).encode() != checksum:
+    data = memoryview(intent)[2 * DIGEST_BYTES :]
+    if digest(data).encode() != intent[: 2 * DIGEST_BYTES]:
         raise StorageError(f"{place} is damaged; delete it and run the same command again")
     table = pa.ipc.open_stream(data).read_all()
     return dict(zip(table["name"].to_pylist(), table["data"].to_pylist(), strict=True))

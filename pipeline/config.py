@@ -16,6 +16,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from pipeline.errors import UsageError
 from processors import ErrorCode
 
+Level = Literal["item", "frame", "token"]
 Pool = Literal["mean", "max"]
 Features = Literal["merged", "last_hidden_state"]
 OutputDtype = Literal["float32", "float16"]
@@ -73,7 +74,8 @@ class InputConfig:
     inputs: Positional[tuple[str, ...]] = ()
     """Folders, globs, s3:// prefixes, or Parquet manifests with a `uri` column."""
     shard_rows: Count = None
-    """Items a shard, the unit of writing and of resuming; 4096 where nothing is planned yet."""
+    """Items a shard, the unit of writing and of resuming; where nothing is planned yet, 4096, or
+    as many as fit into 2 GiB at --level frame or token."""
     partition_by: UseAppendAction[tuple[str, ...]] = ()
     """Column of the manifest that becomes folders of the output; may be given several times."""
     limit: Count = None
@@ -163,8 +165,9 @@ class EmbedConfig(RunConfig, InputConfig):
     """Scale smaller images up to this many pixels; the family's own where not given."""
     max_pixels: Count = None
     """Scale larger images down to this many pixels; the family's own where not given."""
-    level: Literal["item"] = "item"
-    """One vector an item."""
+    level: Level = "item"
+    """One vector an item; frame adds one a segment, which is a clip's pair of frames or a whole
+    image, in frames/; token adds those and all of their tokens, in tokens/."""
     pool: Pool = "mean"
     """How an item's tokens become its vector."""
     features: Features = "merged"

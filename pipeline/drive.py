@@ -121,6 +121,7 @@ def _commit_config(
         fingerprint=fingerprint(what.semantics),
         partition_by=frozen.partition_by,
         columns=tuple(frozen.columns),
+        level=config.level,
         embedding=schema.embedding_type(what.encoder.config.out_hidden_size, config.output_dtype),
         rows={shard.id: shard.rows for shard in shards},
     )

@@ -10,22 +10,18 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
-import numpy as np
-
 from pipeline.cluster import choose_device, in_cluster, ray_running
 from pipeline.commit import recover
-from pipeline.config import DEFAULT_SHARD_ROWS, EmbedConfig, slice_of
+from pipeline.config import EmbedConfig, slice_of
 from pipeline.errors import StorageError, UsageError
 from pipeline.identity import Identity, identity
 from pipeline.known import PlanReport
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
 from pipeline.plan import check_layout, plan_next
 from pipeline.record import check_resumable, record
+from pipeline.shard_size import check_shard_size, default_shard_rows
 from pipeline.storage import output_root, storage_for
 from pipeline.summary import Summary
-
-# A shard is a block in memory and, in its intent, one PUT, which S3 bounds at 5 GiB.
-_MOST_SHARD_BYTES = 2 * 2**30
 
 
 def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summary:
@@ -44,9 +40,10 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
     def prepare() -> tuple[Identity, list[Generation]]:
         what = identity(config, choose_device(config.device))
         begun = check_resumable(config.output, what.semantics)
-        _check_shard_size(config.shard_rows or DEFAULT_SHARD_ROWS, what)
-        report, planned = _plan(config)
-        _check_shard_size(planned[0].shard_rows, what)  # It may have been planned before.
+        existing, default = generations(config.output), default_shard_rows(what)
+        check_shard_size(existing[0].shard_rows if existing else config.shard_rows or default, what)
+        report, planned = _plan(config, default)
+        check_shard_size(planned[0].shard_rows, what)  # Another driver may have planned it.
         on_plan(report)
         if not begun:
             record(config, what)
@@ -83,28 +80,12 @@ def embed_open(
     return summary
 
 
-def _check_shard_size(rows: int, what: Identity) -> None:
-    """Refuses shards whose vectors are more than one object should be.
-
-    Raises:
-        UsageError: With the most rows that a shard may have.
-    """
-    dtype = np.dtype(what.semantics["output_dtype"])
-    row_bytes = what.encoder.config.out_hidden_size * dtype.itemsize
-    most = _MOST_SHARD_BYTES // row_bytes
-    if rows > most:
-        raise UsageError(
-            f"--shard-rows {rows}: vectors of {row_bytes} bytes allow {most} rows at most; "
-            "choose another --output with fewer"
-        )
-
-
-def _plan(config: EmbedConfig) -> tuple[PlanReport, list[Generation]]:
+def _plan(config: EmbedConfig, default_rows: int) -> tuple[PlanReport, list[Generation]]:
     """Plans what is new, unless this driver was given a slice of what is planned."""
     if config.shards is not None and (existing := generations(config.output)):
         check_layout(config, existing[0])
         return PlanReport(), existing
-    report, planned = plan_next(config, config.output)
+    report, planned = plan_next(config, config.output, default_rows)
     if not planned:
         raise UsageError(f"{config.output} holds no plan yet: name an INPUT")
     return report, planned

@@ -1,33 +1,39 @@
-"""The encoder stage: patches in, one vector an item out, packed to a token budget."""
+"""The encoder stage: patches in, vectors out, packed to a token budget."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import layout, schema
 from pipeline.attempts import MOST_DEATHS, OwnAttempts
+from pipeline.block import Block, Failure, Levels, PackCounts
 from pipeline.config import (
     ComputeDevice,
     ComputeDtype,
     EmbedConfig,
     Features,
+    Level,
     OutputDtype,
     Pool,
 )
 from pipeline.identity import Identity
 from pipeline.location import join
-from pipeline.packs import Failure, Levels, PackCounts, PackedEncoder, Vectors, is_device_error
+from pipeline.packs import PackedEncoder, is_device_error
 from pipeline.progress import Counts
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+
+Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,7 @@ class EncodeConfig:
     device: ComputeDevice
     dtype: ComputeDtype
     token_budget: int
+    level: Level
     pool: Pool
     features: Features
     normalize: bool
@@ -58,21 +65,12 @@ class EncodeConfig:
             device=what.device,
             dtype=what.dtype,
             token_budget=token_budget,
+            level=config.level,
             pool=config.pool,
             features=config.features,
             normalize=config.normalize,
             output_dtype=config.output_dtype,
         )
-
-
-@dataclass(kw_only=True)
-class _Block:
-    """The items of one call: ids, `(t, h, w)`, patches, and what packs held so far."""
-
-    names: list[str]
-    grids: list[list[int]]
-    patches: list[Levels]
-    counts: PackCounts = field(default_factory=PackCounts)
 
 
 class Encode:
@@ -115,17 +113,17 @@ class Encode:
             raise self._failure
         present = rows["error_code"].is_null().combine_chunks().to_numpy(zero_copy_only=False)
         items = np.flatnonzero(present).tolist()
-        block = _Block(
-            names=rows["item_id"].take(items).to_pylist() if items else [],
-            grids=rows["grid_thw"].take(items).to_pylist() if items else [],
-            patches=_patches(rows["patches"], items),
+        block = self._encoder.block(
+            rows["item_id"].take(items).to_pylist() if items else [],
+            rows["grid_thw"].take(items).to_pylist() if items else [],
+            _patches(rows["patches"], items),
         )
         try:
-            vectors, failures = self._embed(block)
+            self._embed(block)
         except RuntimeError as error:
             self._end_if_sick(error)
             raise
-        table = self._table(rows, items, block.grids, vectors, failures)
+        table = self._table(rows, items, block)
         self._report(table, block.counts)
         return table
 
@@ -146,22 +144,20 @@ class Encode:
             self._attempts.report(str(error).splitlines()[0][:200])
             os._exit(1)
 
-    def _embed(self, block: _Block) -> tuple[Vectors, dict[int, Failure]]:
-        """One pooled vector [D] an item, and why an item has none."""
+    def _embed(self, block: Block) -> None:
+        """Fills in what comes of each item."""
         if self._attempts is None or not block.names:
-            return self._encoder(block.grids, block.patches, block.counts)
+            self._encoder(block)
+            return
         name = f"{block.names[0]} and {len(block.names) - 1} more"
         if self._attempts.begin(name) < MOST_DEATHS:
-            vectors, failures = self._encoder(block.grids, block.patches, block.counts)
+            self._encoder(block)
         else:
             with self._encoder.alone():
-                vectors, failures = self._one_by_one(block, self._attempts)
-        self._attempts.done(name, embedded=len(failures) < len(block.names))
-        return vectors, failures
+                self._one_by_one(block, self._attempts)
+        self._attempts.done(name, embedded=len(block.failures) < len(block.names))
 
-    def _one_by_one(
-        self, block: _Block, attempts: OwnAttempts
-    ) -> tuple[Vectors, dict[int, Failure]]:
+    def _one_by_one(self, block: Block, attempts: OwnAttempts) -> None:
         """The same, of a block that has ended processes: split until the item is found.
 
         Those that have ended a process when alone come last. So whatever can be embedded is,
@@ -169,23 +165,17 @@ class Encode:
         fails with every item, `MOST_ENDS` is reached before any is. An item's ends on other
         devices do not count: those may have been sick.
         """
-        vectors = np.zeros((len(block.names), self._encoder.width), np.float32)
-        failures: dict[int, Failure] = {}
         tasks = [f"{name} alone on {attempts.device}" for name in block.names]
         deaths = attempts.deaths(tasks)
         for item in sorted(range(len(tasks)), key=deaths.__getitem__):
             if deaths[item] >= MOST_DEATHS:
                 self._check_device(attempts)
                 message = "ended the encoder's process twice, alone in it"
-                failures[item] = Failure(message, deaths[item])
+                block.failures[item] = Failure(message, deaths[item])
                 continue
             attempts.begin(tasks[item])
-            found, failed = self._encoder([block.grids[item]], [block.patches[item]], block.counts)
-            vectors[item] = found[0]
-            if failed:
-                failures[item] = failed[0]
-            attempts.done(tasks[item], embedded=not failed)
-        return vectors, failures
+            self._encoder(block, [item])
+            attempts.done(tasks[item], embedded=item not in block.failures)
 
     def _check_device(self, attempts: OwnAttempts) -> None:
         """Where no item has shown that the device is well, lets a whole pack of blank images.
@@ -196,40 +186,39 @@ class Encode:
         if attempts.ends():
             self._encoder.check(tokens=self._config.token_budget)
 
-    def _table(
-        self,
-        rows: pa.Table,
-        items: list[int],
-        grids: list[list[int]],
-        vectors: Vectors,
-        failures: dict[int, Failure],
-    ) -> pa.Table:
-        dtype = np.float32 if self._config.output_dtype == "float32" else np.float16
-        with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite.
-            stored = vectors.astype(dtype)
+    def _table(self, rows: pa.Table, items: list[int], block: Block) -> pa.Table:
+        vectors = self._stored(block.pooled(self._config.pool))
+        segments = self._stored(block.vectors) if self._config.level != "item" else None
         found = {name: rows[name].to_pylist() for name in schema.FAILURE.names}
         found["num_tokens"] = [None] * rows.num_rows
         for item, row in enumerate(items):
-            found["num_tokens"][row] = math.prod(grids[item]) // self._encoder.merged
-            failure = None
-            if item in failures:
-                why = failures[item]
-                failure = ("encode", "encode_failed", why.message, why.attempts)
-            elif not np.isfinite(stored[item]).all():
-                message = f"the {self._config.output_dtype} vector is not finite"
-                failure = ("encode", "not_finite", message, 1)
+            found["num_tokens"][row] = math.prod(block.grids[item]) // block.merged
+            failure = _failure(block, item, vectors, segments)
             for name, value in zip(schema.FAILURE.names, failure or (), strict=False):
                 found[name][row] = value
         widths = np.zeros(rows.num_rows + 1, np.int32)
-        widths[np.array(items, np.int64) + 1] = self._encoder.width
-        found["embedding"] = pa.ListArray.from_arrays(np.cumsum(widths), stored.reshape(-1))
+        widths[np.array(items, np.int64) + 1] = block.width
+        found["embedding"] = pa.ListArray.from_arrays(np.cumsum(widths), vectors.reshape(-1))
+        if segments is not None:
+            found |= _segments(block, items, found, segments)
         found["device"] = [self._encoder.device_name] * rows.num_rows
-        target = schema.encoded(rows.schema, pa.from_numpy_dtype(dtype))
+        target = schema.encoded(rows.schema, pa.from_numpy_dtype(vectors.dtype), self._config.level)
         columns = [
             found.get(field.name, rows[field.name] if field.name in rows.column_names else None)
             for field in target
         ]
         return pa.table(columns, schema=target)
+
+    def _stored(self, vectors: Floats) -> Floats:
+        """Vectors [any, D] as they are stored."""
+        if self._config.normalize:
+            vectors = vectors.astype(np.float64)
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            with np.errstate(invalid="ignore"):  # What is not finite is told apart later.
+                vectors = vectors / np.where(norms == 0, 1.0, norms)
+        dtype = np.float32 if self._config.output_dtype == "float32" else np.float16
+        with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite.
+            return vectors.astype(np.float32, copy=False).astype(dtype, copy=False)
 
     def _report(self, table: pa.Table, counts: PackCounts) -> None:
         if self._progress is None:
@@ -245,12 +234,57 @@ class Encode:
         )
 
 
+def _failure(
+    block: Block, item: int, vectors: Floats, segments: Floats | None
+) -> tuple[str, str, str, int] | None:
+    """What an item's row says of why it has no embedding; None where it has one."""
+    if item in block.failures:
+        why = block.failures[item]
+        return "encode", "encode_failed", why.message, why.attempts
+    message = ""
+    if not np.isfinite(vectors[item]).all():
+        message = f"the {vectors.dtype} vector is not finite"
+    elif segments is not None:
+        span = block.span(item)
+        sound = np.isfinite(segments[span]).all(axis=1)
+        if not sound.all():
+            message = f"the {vectors.dtype} vector of segment {sound.argmin()} is not finite"
+        elif not block.finite[span].all():
+            number = block.finite[span].argmin()
+            message = f"a token of segment {number} is not finite in float16"
+    return ("encode", "not_finite", message, 1) if message else None
+
+
+def _segments(
+    block: Block, items: list[int], rows: dict[str, Any], segments: Floats
+) -> dict[str, pa.Array]:
+    """`schema.SEGMENT_RESULTS` of the rows without an error; those of all others are empty."""
+    codes = rows["error_code"]
+    good = {item: row for item, row in enumerate(items) if codes[row] is None}
+    kept, tokens = block.without(set(range(len(items))) - set(good))
+    slices, lengths = np.zeros((2, len(codes)), np.int64)
+    for item, row in good.items():
+        slices[row], lengths[row] = block.grids[item][0], rows["num_tokens"][row]
+    columns = {"segment_embeddings": _lists(segments[kept], slices)}
+    if block.keeps_tokens:
+        columns["token_embeddings"] = _lists(tokens, lengths)
+    return columns
+
+
+def _lists(vectors: Floats, counts: npt.NDArray[np.int64]) -> pa.LargeListArray:
+    """Flat lists of so many vectors each, over their own buffer."""
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts) * vectors.shape[1]])
+    return pa.LargeListArray.from_arrays(offsets, vectors.reshape(-1))
+
+
 def _patches(column: pa.ChunkedArray, items: list[int]) -> list[Levels]:
-    """The bytes of each item's patches, uint8 [bytes], as views of the block's own buffer."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    """The bytes of each item's patches, uint8 [bytes], as views of the block's own buffers."""
+    views = [view for chunk in column.chunks for view in _views(chunk)]
+    return [views[row] for row in items]
+
+
+def _views(array: pa.LargeBinaryArray) -> list[Levels]:
     _, offsets, data = array.buffers()
-    starts = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
     levels = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-    return [levels[starts[row] : starts[row + 1]] for row in items]
+    return [levels[start:end] for start, end in pairwise(ends)]

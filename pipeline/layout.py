@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
 from pipeline.location import digest
+
+if TYPE_CHECKING:
+    from pipeline.config import Level
 
 RUN = "_patchflow/run.json"
 COMMITS = "_patchflow/commits"
@@ -13,6 +17,8 @@ INTENTS = "_patchflow/intents"
 MANIFESTS = "_patchflow/manifest"
 EMBEDDINGS = "embeddings"
 ERRORS = "errors"
+# The folder of segments' rows that a level adds.
+SEGMENTS: dict[Level, str] = {"frame": "frames", "token": "tokens"}
 
 INTENT_SUFFIX = ".arrow"
 
@@ -72,7 +78,18 @@ def intent(shard: str) -> str:
 
 def embeddings(shard: str, values: dict[str, object]) -> str:
     """A shard's embeddings, in the folder of its partition values."""
-    return "/".join(filter(None, (EMBEDDINGS, partition(values), f"{shard}.parquet")))
+    return _parted(EMBEDDINGS, shard, values)
+
+
+def segments(shard: str, values: dict[str, object], level: Level) -> str:
+    """A shard's segments, in the folder of its partition values; of a level that has some."""
+    return _parted(SEGMENTS[level], shard, values)
+
+
+def objects(shard: str, values: dict[str, object], level: Level) -> list[str]:
+    """The names of all that a shard consists of, in the order of its marker."""
+    own = [segments(shard, values, level)] if level in SEGMENTS else []
+    return [embeddings(shard, values), errors(shard), *own]
 
 
 def partition(values: dict[str, object]) -> str:
@@ -83,6 +100,10 @@ def partition(values: dict[str, object]) -> str:
 def errors(shard: str) -> str:
     """A shard's errors."""
     return f"{ERRORS}/{shard}.parquet"
+
+
+def _parted(folder: str, shard: str, values: dict[str, object]) -> str:
+    return "/".join(filter(None, (folder, partition(values), f"{shard}.parquet")))
 
 
 def _folder(key: str, value: object) -> str:

@@ -62,7 +62,7 @@ def suffix(uri: str) -> str:
     return PurePosixPath(uri).suffix.lower()
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     """128-bit blake2b, hex: item ids, content hashes and checksums alike."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
 

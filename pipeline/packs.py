@@ -1,18 +1,19 @@
-"""The encoder run on packs: items' patches in, one pooled vector an item out."""
+"""The encoder run on packs: items' patches in, their segments' vectors and tokens out."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from encoder import Segment, capacity, plan_packs, segments_of
+from encoder import capacity, plan_packs
+from pipeline.block import Block, Failure, Levels
 from pipeline.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     from pipeline.encode import EncodeConfig
 
-Levels = npt.NDArray[np.uint8]
-Vectors = npt.NDArray[np.float32]
 T = TypeVar("T")
 
+# Packs whose results the host does not wait for: while it copies those of one, or lays out the
+# next, the device has another to work on. More would only hold more of their memory.
+_AHEAD = 2
 # What PyTorch's own exception for it does not cover: host memory, pinned memory, libraries'.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 # After any of these a process's CUDA context answers nothing but errors.
@@ -38,24 +40,25 @@ _DEVICE_ERRORS = (
 )
 
 
-@dataclass
-class PackCounts:
-    """What forward passes held and could have held, in tokens."""
+@dataclass(frozen=True, kw_only=True)
+class _Results:
+    """Of one pack, on the host, or on their way there: complete once `wait` has returned.
 
-    tokens: int = 0
-    capacity: int = 0
+    Tokens and whether they are finite are empty where no tokens are kept.
+    """
 
+    vectors: torch.Tensor
+    tokens: torch.Tensor
+    finite: torch.Tensor
+    copied: torch.cuda.Event | None
 
-@dataclass(frozen=True)
-class Failure:
-    """Why an item has no vector."""
-
-    message: str
-    attempts: int = 1
+    def wait(self) -> None:
+        if self.copied is not None:
+            self.copied.synchronize()
 
 
 class PackedEncoder:
-    """Holds the encoder. Calls may overlap: one packs and copies while another's pack runs."""
+    """Holds the encoder. Calls may overlap: one lays out and copies while another's pack runs."""
 
     def __init__(self, config: EncodeConfig) -> None:
         import torch  # noqa: PLC0415 (only the actor pays its two seconds)
@@ -70,37 +73,39 @@ class PackedEncoder:
             device=config.device,
             dtype=torch.float32 if config.dtype == "float32" else torch.bfloat16,
         )
-        self.width = self._model.config.out_hidden_size
-        self.merged = self._model.config.spatial_merge_size**2
         self.device_name = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
         self._running = threading.RLock()
 
-    def __call__(
-        self, grids: list[list[int]], patches: list[Levels], counts: PackCounts
-    ) -> tuple[Vectors, dict[int, Failure]]:
-        """One pooled vector an item, [items, D], and why an item has none."""
-        segments = segments_of(grids)
-        sliced = [_slice(patches[s.item], s, grids[s.item][0]) for s in segments]
-        lengths = [segment.num_patches // self.merged for segment in segments]
+    def block(self, names: list[str], grids: list[list[int]], patches: list[Levels]) -> Block:
+        """Items to be encoded."""
+        return Block(
+            names=names,
+            grids=grids,
+            patches=patches,
+            width=self._model.config.out_hidden_size,
+            merged=self._model.config.spatial_merge_size**2,
+            keeps_tokens=self._config.level == "token",
+        )
+
+    def __call__(self, block: Block, items: Collection[int] | None = None) -> None:
+        """Encodes some items of a block, or all: fills in their results, or why there are none."""
+        segments = [i for i, s in enumerate(block.segments) if items is None or s.item in items]
+        lengths = [block.lengths[index] for index in segments]
         packs = plan_packs(lengths, self._config.token_budget) if lengths else []
-        counts.tokens += sum(lengths)
-        counts.capacity += capacity(packs, lengths, self._config.token_budget)
+        block.counts.tokens += sum(lengths)
+        block.counts.capacity += capacity(packs, lengths, self._config.token_budget)
 
-        def forward(pack: list[int]) -> torch.Tensor:
-            return self._forward(pack, segments, sliced)
+        def forward(pack: list[int]) -> _Results:
+            return self._forward(block, pack)
 
+        waiting: deque[tuple[list[int], _Results | None]] = deque()
         with self._running:
-            results = [result for pack in packs for result in _halved(pack, forward)]
-        pooled = np.zeros((len(segments), self.width), np.float32)
-        failures: dict[int, Failure] = {}
-        for pack, vectors in results:
-            for part, found in self._copied(pack, vectors, forward):
-                if found is None:
-                    failure = Failure("one segment does not fit in memory")
-                    failures |= {segments[index].item: failure for index in part}
-                else:
-                    pooled[part] = found
-        return self._combine(segments, lengths, pooled, len(grids)), failures
+            for pack in packs:
+                waiting += _halved(block.by_kind([segments[at] for at in pack]), forward)
+                while len(waiting) > _AHEAD:
+                    _take(block, *waiting.popleft())
+        for part, results in waiting:
+            _take(block, part, results)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -121,75 +126,59 @@ class PackedEncoder:
         config = self._model.config
         # 64 tokens an image, as a small photo has.
         side = config.spatial_merge_size * min(8, math.isqrt(tokens))
-        grids = [[1, side, side]] * max(1, tokens * self.merged // side**2)
-        blank = np.zeros((side**2, config.in_channels * config.patch_size**2), np.uint8)
-        _, failures = self(grids, [blank] * len(grids), PackCounts())
-        if len(failures) == len(grids):
+        images = max(1, tokens * config.spatial_merge_size**2 // side**2)
+        blank = np.zeros(side**2 * config.in_channels * config.patch_size**2, np.uint8)
+        block = self.block(["blank"] * images, [[1, side, side]] * images, [blank] * images)
+        self(block)
+        if len(block.failures) == images:
             raise DeviceError(
                 f"the encoder's device, {self.device_name}, has no memory for a blank image of "
                 f"{side} x {side} patches; shards stay open, run the same command again"
             )
 
-    def _copied(
-        self,
-        pack: list[int],
-        vectors: torch.Tensor | None,
-        forward: Callable[[list[int]], torch.Tensor],
-    ) -> list[tuple[list[int], Vectors | None]]:
-        """Vectors on the host; where memory for that is short, of the pack run in halves."""
-        if vectors is None:
-            return [(pack, None)]
-        try:
-            return [(pack, vectors.cpu().numpy())]
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-        with self._running:
-            return _halved(pack, lambda part: forward(part).cpu().numpy())
-
-    def _forward(
-        self, pack: list[int], segments: list[Segment], sliced: list[Levels]
-    ) -> torch.Tensor:
-        """Pooled vectors [segments, D], still on the device."""
+    def _forward(self, block: Block, pack: list[int]) -> _Results:
+        """Results of a pack, which the device may still be working on."""
         import torch  # noqa: PLC0415
 
-        levels = torch.from_numpy(np.concatenate([sliced[index] for index in pack]))
-        if self._config.device == "cuda":
-            levels = levels.pin_memory().to("cuda", non_blocking=True)
-        grids = [(1, segments[index].height, segments[index].width) for index in pack]
+        kinds = [self._on_device(torch.from_numpy(levels)) for levels in block.gather(pack)]
+        segments = [block.segments[index] for index in pack]
+        grids = [(1, segment.height, segment.width) for segment in segments]
         with torch.inference_mode():
-            output = self._model.forward_features(levels, grids)
+            output = self._model.forward_features(kinds[0] if len(kinds) == 1 else kinds, grids)
             tokens = (
                 output.pooler_output
                 if self._config.features == "merged"
                 else output.last_hidden_state
             ).float()
-            counts = [segments[index].num_patches // self.merged for index in pack]
-            parts = torch.split(tokens, counts)
-            if self._config.pool == "max":
-                return torch.stack([part.amax(0) for part in parts])
-            return torch.stack([part.mean(0) for part in parts])
+            parts = torch.split(tokens, [block.lengths[index] for index in pack])
+            pooled = [
+                part.amax(0) if self._config.pool == "max" else part.mean(0) for part in parts
+            ]
+            kept = (tokens if block.keeps_tokens else tokens[:0]).half()
+            vectors, kept, finite = (
+                found.to("cpu", non_blocking=True)  # Into pinned memory: nobody waits.
+                for found in (torch.stack(pooled), kept, torch.isfinite(kept).all(1))
+            )
+        copied = None
+        if self._config.device == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        return _Results(vectors=vectors, tokens=kept, finite=finite, copied=copied)
 
-    def _combine(
-        self, segments: list[Segment], lengths: list[int], pooled: Vectors, items: int
-    ) -> Vectors:
-        """Segments' vectors to items' vectors [items, D]."""
-        out = np.zeros((items, self.width), np.float64)
-        if self._config.pool == "max":
-            out -= np.inf
-            for segment, vector in zip(segments, pooled, strict=True):
-                np.maximum(out[segment.item], vector, out=out[segment.item])
-        else:
-            tokens = np.zeros((items, 1))
-            for segment, length, vector in zip(segments, lengths, pooled, strict=True):
-                out[segment.item] += vector.astype(np.float64) * length
-                tokens[segment.item] += length
-            out /= tokens
-        if self._config.normalize:
-            norms = np.linalg.norm(out, axis=1, keepdims=True)
-            with np.errstate(invalid="ignore"):  # What is not finite is told apart later.
-                out /= np.where(norms == 0, 1.0, norms)
-        return out.astype(np.float32)
+    def _on_device(self, levels: torch.Tensor) -> torch.Tensor:
+        if self._config.device == "cpu":
+            return levels
+        return levels.pin_memory().to("cuda", non_blocking=True)
+
+
+def _take(block: Block, part: list[int], results: _Results | None) -> None:
+    """Keeps what came of some segments, once it has come; None: they do not fit in memory."""
+    if results is None:
+        failure = Failure("one segment does not fit in memory")
+        block.failures |= {block.segments[index].item: failure for index in part}
+        return
+    results.wait()
+    block.fill(part, results.vectors.numpy(), results.tokens.numpy(), results.finite.numpy())
 
 
 def is_device_error(error: RuntimeError) -> bool:
@@ -231,9 +220,3 @@ def _halved(pack: list[int], run: Callable[[list[int]], T]) -> list[tuple[list[i
         return [(pack, None)]
     half = len(pack) // 2
     return [*_halved(pack[:half], run), *_halved(pack[half:], run)]
-
-
-def _slice(patches: Levels, segment: Segment, slices: int) -> Levels:
-    """One segment of an item's patches, uint8 [num_patches, bytes_a_patch]."""
-    sliced: Levels = patches.reshape(slices, segment.num_patches, -1)[segment.slice]
-    return sliced

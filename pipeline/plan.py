@@ -27,15 +27,20 @@ _CANDIDATE_NAMES = ("uri", "version", "size_bytes", "media_type")
 
 # Of several planners at once one wins; the others look at what it has planned, and go on.
 @retry(retry=retry_if_exception_type(RaceError), stop=stop_after_attempt(5), reraise=True)
-def plan_next(config: InputConfig, output: str) -> tuple[PlanReport, list[Generation]]:
+def plan_next(
+    config: InputConfig, output: str, default_rows: int = DEFAULT_SHARD_ROWS
+) -> tuple[PlanReport, list[Generation]]:
     """`plan` on top of what an output has; returns all generations, the new one last."""
     existing = generations(output)
-    report, generation = plan(config, output, existing)
+    report, generation = plan(config, output, existing, default_rows)
     return report, [*existing, generation] if generation else existing
 
 
 def plan(
-    config: InputConfig, output: str | None, existing: list[Generation]
+    config: InputConfig,
+    output: str | None,
+    existing: list[Generation],
+    default_rows: int = DEFAULT_SHARD_ROWS,
 ) -> tuple[PlanReport, Generation | None]:
     """Compares the inputs with what is planned and freezes the rest as the next generation.
 
@@ -43,6 +48,7 @@ def plan(
         config: Inputs, and how to cut them into shards.
         output: Canonical location of the output; None only counts and writes nothing.
         existing: The output's generations so far, oldest first.
+        default_rows: Items a shard where neither `config` nor a generation says.
 
     Returns:
         The counts, and the new generation: None where nothing is new, or without an output.
@@ -54,7 +60,7 @@ def plan(
         StorageError: Storage failed. Nothing is planned then.
     """
     report = PlanReport()
-    partition_by, shard_rows = _layout(config, existing)
+    partition_by, shard_rows = _layout(config, existing, default_rows)
     if not config.inputs:
         return report, None
     number = len(existing)
@@ -90,9 +96,11 @@ def _nothing(config: InputConfig, report: PlanReport) -> str:
     return f"no images or videos in {' '.join(config.inputs)}: found {seen}"
 
 
-def _layout(config: InputConfig, existing: list[Generation]) -> tuple[tuple[str, ...], int]:
+def _layout(
+    config: InputConfig, existing: list[Generation], default_rows: int
+) -> tuple[tuple[str, ...], int]:
     if not existing:
-        return config.partition_by, config.shard_rows or DEFAULT_SHARD_ROWS
+        return config.partition_by, config.shard_rows or default_rows
     frozen = existing[0]
     check_layout(config, frozen)
     return frozen.partition_by, frozen.shard_rows

@@ -143,6 +143,7 @@ def _table(rows: pa.Table, items: list[_Item]) -> pa.Table:
         "num_frames": [None] * len(items),
         "duration_s": [None] * len(items),
         "grid_thw": [item.grid_thw for item in items],
+        "timestamps": [None] * len(items),
         "stage": ["preprocess" if error else None for error in failures],
         "error_code": [error.code if error else None for error in failures],
         "error_message": [error.message if error else None for error in failures],

@@ -23,7 +23,8 @@ from pipeline.manifest import Shard, read_shard
 from pipeline.marker import Marker
 from pipeline.preprocess import Preprocess, PreprocessConfig
 from pipeline.record import Recorded, recorded
-from pipeline.schema import EMBEDDINGS
+from pipeline.schema import EMBEDDINGS, embedding_type
+from pipeline.segments import segment_table
 from pipeline.states import Newest, failures, newest_of
 from pipeline.status import marked, planned
 from pipeline.storage import storage_for
@@ -72,14 +73,27 @@ def recompute(output: str, count: int, seed: int) -> Recomputed:
         stages = _Stages(output, run) if chosen else None
         for shard, positions in chosen.items():
             assert stages is not None
-            (name,) = (o.name for o in done[shard].objects if o.name.startswith(layout.EMBEDDINGS))
-            stored = pq.read_table(io.BytesIO(storage_for(output).read(join(output, name))))
+            stored = pq.read_table(_object(output, done[shard], layout.EMBEDDINGS))
             if newest is not None:
                 stored = newest.current(shard.generation, stored)
+            segments = stages.level != "item" and _object(
+                output, done[shard], layout.SEGMENTS[stages.level]
+            )
             for rows in _blocks(stored.take(positions)):
                 again = stages.embed(read_shard(output, shard), rows)
                 _compare(shard, rows, again, stages.tolerance, found)
+                if segments:
+                    ours = segment_table(again, stages.embedding, stages.level)
+                    these = pc.field("item_id").isin(pc.unique(ours["item_id"]))
+                    theirs = pq.read_table(segments, filters=these)
+                    _compare_segments(shard, theirs, ours, stages.tolerance, found)
     return found
+
+
+def _object(output: str, marker: Marker, folder: str) -> io.BytesIO:
+    """A shard's object in a folder."""
+    (name,) = (o.name for o in marker.objects if o.name.startswith(f"{folder}/"))
+    return io.BytesIO(storage_for(output).read(join(output, name)))
 
 
 def _embedded(
@@ -127,6 +141,8 @@ class _Stages:
         device: ComputeDevice = "cuda" if dtype == "bfloat16" and here else "cpu"
         config = run.embed_config(RunConfig(output=output), output)
         what = run.identity(config, device)
+        self.level = config.level
+        self.embedding = embedding_type(what.encoder.config.out_hidden_size, config.output_dtype)
         self.tolerance = _COMPUTE[dtype] + _OUTPUT[config.output_dtype]
         # No limits: the very same bytes were within those of their run.
         self._preprocess = Preprocess(
@@ -163,11 +179,43 @@ def _compare(
         differ = [name for name in exact if repr(old[name]) != repr(new[name])]
         found.breaches += [f"{place}: {n} is {old[n]!r}, now {new[n]!r}" for n in differ]
         off = _off(np.array(old["embedding"]), np.array(new["embedding"]))
-        if off > tolerance:
-            found.breaches.append(
-                f"{place}: its vector is off by {off:.1e} of its largest value; {tolerance:.1e} "
-                "would be rounding"
-            )
+        found.breaches += _told(f"{place}: its vector is", off, tolerance)
+
+
+def _compare_segments(
+    shard: Shard, stored: pa.Table, again: pa.Table, tolerance: float, found: Recomputed
+) -> None:
+    if stored.num_rows != again.num_rows:
+        found.breaches.append(
+            f"{shard.id}: {stored.num_rows} segments where there are {again.num_rows} now"
+        )
+        return
+    names = {"embedding": "its vector is", "tokens": "its tokens are"}
+    results = {name: what for name, what in names.items() if name in again.column_names}
+    exact = [name for name in again.column_names if name not in results]
+    pairs = zip(*(table.select(exact).to_pylist() for table in (stored, again)), strict=True)
+    for row, (old, new) in enumerate(pairs):
+        place = f"{shard.id}: {old['uri']}: segment {old['segment']}"
+        differ = [name for name in exact if repr(old[name]) != repr(new[name])]
+        found.breaches += [f"{place}: {n} is {old[n]!r}, now {new[n]!r}" for n in differ]
+        for name, what in results.items():
+            off = _off(*(_numbers(table[name][row]) for table in (stored, again)))
+            found.breaches += _told(f"{place}: {what}", off, tolerance)
+
+
+def _numbers(scalar: pa.Scalar) -> np.ndarray:
+    """The numbers of a vector, or of a list of them."""
+    values = scalar.values
+    while not pa.types.is_floating(values.type):
+        values = values.flatten()
+    numbers: np.ndarray = values.to_numpy().astype(np.float64)
+    return numbers
+
+
+def _told(what: str, off: float, tolerance: float) -> list[str]:
+    if off <= tolerance:
+        return []
+    return [f"{what} off by {off:.1e} of the largest value; {tolerance:.1e} would be rounding"]
 
 
 def _off(old: np.ndarray, new: np.ndarray) -> float:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.config import Level
 
 # A manifest row. The caller's own columns follow. `shard` names the shard that it belongs to.
 MANIFEST = pa.schema(
@@ -44,12 +48,18 @@ _MEDIA = [
     ("num_frames", pa.int32()),
     ("duration_s", pa.float64()),
     ("grid_thw", pa.list_(pa.int32(), 3)),
+    # Seconds from a clip's start to each segment's first frame; null for stills.
+    ("timestamps", pa.list_(pa.float64())),
 ]
 # Why a row has no embedding; null where it has one.
 FAILURE = pa.schema([ERRORS.field(n) for n in ("stage", "error_code", "error_message", "attempts")])
-# uint8 patches, `num_patches * bytes_a_patch` of them, in merge-block order.
+# uint8 patches, `num_patches * bytes_a_patch` of them, segment by segment in merge-block order. A
+# patch of a still has its one temporal slice once.
 _PATCHES = [("patches", pa.large_binary())]
 
+
+# What Encode finds out of a row's segments, at a level that has some.
+SEGMENT_RESULTS = ("segment_embeddings", "token_embeddings")
 
 # A row of `embeddings/`: these, then the caller's columns.
 EMBEDDINGS = (
@@ -63,11 +73,13 @@ def preprocessed(manifest: pa.Schema) -> pa.Schema:
     return pa.schema([*manifest, *_fields(_MEDIA), *FAILURE, *_fields(_PATCHES)])
 
 
-def encoded(preprocessed: pa.Schema, embedding: pa.DataType) -> pa.Schema:
+def encoded(preprocessed: pa.Schema, embedding: pa.DataType, level: Level = "item") -> pa.Schema:
     """A row between Encode and the commit.
 
     `embedding` is the values' type; the lists get their fixed size in the output, as of a fixed
-    size even a failed row would have D values.
+    size even a failed row would have D values. `segment_embeddings` holds the vectors of a row's
+    segments one after the other, `token_embeddings` those of its tokens; empty where a row has
+    none. A block may have more such values than 32 bits count.
     """
     kept = [field for field in preprocessed if field.name != "patches"]
     result = [
@@ -75,6 +87,10 @@ def encoded(preprocessed: pa.Schema, embedding: pa.DataType) -> pa.Schema:
         ("embedding", pa.list_(embedding)),
         ("device", pa.string()),
     ]
+    if level != "item":
+        result.append(("segment_embeddings", pa.large_list(embedding)))
+    if level == "token":
+        result.append(("token_embeddings", pa.large_list(pa.float16())))
     return pa.schema([*kept, *_fields(result)])
 
 
@@ -84,6 +100,25 @@ def embeddings(embedding: pa.DataType, own: Iterable[pa.Field]) -> pa.Schema:
     fields = [*preprocessed(MANIFEST), *counts, pa.field("embedding", embedding)]
     known = {field.name: field for field in fields}
     return pa.schema([*(known[name] for name in EMBEDDINGS), *own])
+
+
+def segments(embedding: pa.DataType, level: Level) -> pa.Schema:
+    """A `frames/` or `tokens/` object: a row a segment of every embedded item.
+
+    `segment` counts an item's from 0, `timestamp_s` is null for a still. `grid_h` and `grid_w`
+    are patches before merging, as in `grid_thw`; `tokens` are merged, in the encoder's order.
+    """
+    fields = [
+        ("item_id", pa.string()),
+        ("uri", pa.string()),
+        ("segment", pa.int32()),
+        ("timestamp_s", pa.float64()),
+        ("embedding", embedding),
+    ]
+    if level == "token":
+        fields += [("grid_h", pa.int32()), ("grid_w", pa.int32())]
+        fields += [("tokens", pa.list_(pa.list_(pa.float16(), embedding.list_size)))]
+    return pa.schema(fields)
 
 
 def embedding_type(width: int, dtype: str) -> pa.DataType:
@@ -97,7 +132,8 @@ def check_caller_columns(names: Iterable[str], source: str) -> None:
     Raises:
         UsageError: Naming the column and the manifest it came from.
     """
-    taken = {*MANIFEST.names, *ERRORS.names, *EMBEDDINGS, PLACE.name, "patches", "device"}
+    taken = {*MANIFEST.names, *ERRORS.names, *EMBEDDINGS}
+    taken |= {PLACE.name, "patches", "timestamps", "device", *SEGMENT_RESULTS}
     seen: dict[str, str] = {}
     for name in names:
         # DuckDB and hive folders do not tell cases apart.

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import layout
+from pipeline.config import Level
 from pipeline.errors import UsageError
 from pipeline.location import item_id, join
 from pipeline.manifest import Generation, Shard, committed, is_whole, read_shard, shards_of
@@ -66,6 +67,7 @@ class _Auditor:
         self._storage = storage_for(output)
         self._done = committed(output)
         self._run = check_run(output, audit.breaches, begun=bool(self._done))
+        self._level = self._find_level()
         # Objects of committed shards, and those that open shards will have.
         self._stored: set[str] = set()
         self._to_come: set[str] = set()
@@ -75,6 +77,14 @@ class _Auditor:
         # Objects of no shard that is planned, unless it is by now; and the last generation.
         self._suspects: list[tuple[str, str]] = []
         self._last = -1
+
+    def _find_level(self) -> Level:
+        """What `run.json` says, and if it cannot be read, what is there."""
+        if self._run is not None:
+            level: Level = self._run.semantics["level"]
+            return level
+        stored = (level for level, folder in layout.SEGMENTS.items() if any(self._names(folder)))
+        return next(stored, "item")
 
     def look(self) -> None:
         shards: set[str] = set()
@@ -172,7 +182,7 @@ class _Auditor:
                 _, marker = next(found)
                 self._check_committed(shard, marker, planned)
             elif planned is not None:
-                self._to_come |= {planned.embeddings, planned.errors}
+                self._to_come |= {*planned.objects}
                 audit.items.open += self._newest.live[shard.id]
         if not damaged and not rows == distinct == generation.rows:
             self._breach(
@@ -199,7 +209,9 @@ class _Auditor:
             or len({*map(repr, partitions)}) > 1
         ):
             self._breach(f"{shard.id}: its manifest rows are not the planned ones")
-        return PlannedShard(shard=shard, rows=rows, partition_by=generation.partition_by)
+        return PlannedShard(
+            shard=shard, rows=rows, partition_by=generation.partition_by, level=self._level
+        )
 
     def _check_committed(
         self, shard: Shard, marker: Marker | None, planned: PlannedShard | None
@@ -207,7 +219,7 @@ class _Auditor:
         audit = self._audit
         breaches: list[str] = []
         if planned is not None:
-            self._stored |= {planned.embeddings, planned.errors}
+            self._stored |= {*planned.objects}
         if marker is None:
             name = layout.marker(shard.id)
             self._breach(f"{shard.id}: {name} cannot be read, or is another shard's")
@@ -220,8 +232,8 @@ class _Auditor:
         stored = read_tables(self._output, marker, breaches)
         if planned is not None:
             breaches += check_marker(planned, marker)
-            if {*stored} == {planned.embeddings, planned.errors}:
-                tables = Tables(stored[planned.embeddings], stored[planned.errors])
+            if {*stored} == {*planned.objects}:
+                tables = Tables(*(stored[name] for name in planned.objects))
                 breaches += check_tables(planned, marker, tables, self._run)
                 if not breaches:
                     self._count(shard, tables.bad)
@@ -237,7 +249,7 @@ class _Auditor:
 
     def _check_strays(self) -> None:
         """Objects that no marker names: a breach, unless an open shard will overwrite them."""
-        for folder in (layout.EMBEDDINGS, layout.ERRORS):
+        for folder in (layout.EMBEDDINGS, layout.ERRORS, *layout.SEGMENTS.values()):
             for name in self._names(folder):
                 if name in self._to_come:
                     self._audit.unfinished.append(name)

@@ -14,11 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import layout, schema
+from pipeline.config import Level
 from pipeline.location import digest, join
 from pipeline.manifest import Shard
 from pipeline.marker import Marker, Stored
 from pipeline.record import Recorded
 from pipeline.storage import storage_for
+from pipeline.verify_segments import check_finite, check_segments
 from processors import ErrorCode
 
 # What an item's row says as its manifest row does, beside the caller's columns.
@@ -32,6 +34,7 @@ class PlannedShard:
     shard: Shard
     rows: pa.Table
     partition_by: tuple[str, ...]
+    level: Level
 
     @property
     def partition(self) -> dict[str, object]:
@@ -39,14 +42,9 @@ class PlannedShard:
         return {name: self.rows[name][0].as_py() for name in self.partition_by}
 
     @property
-    def embeddings(self) -> str:
-        """The name of its embeddings object."""
-        return layout.embeddings(self.shard.id, self.partition)
-
-    @property
-    def errors(self) -> str:
-        """The name of its errors object."""
-        return layout.errors(self.shard.id)
+    def objects(self) -> list[str]:
+        """The names of its objects: embeddings, errors and, if it has them, segments."""
+        return layout.objects(self.shard.id, self.partition, self.level)
 
     @property
     def own(self) -> list[pa.Field]:
@@ -57,10 +55,11 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Tables:
-    """A committed shard's two tables."""
+    """A committed shard's tables; `segments` is None where its level has none."""
 
     good: pa.Table
     bad: pa.Table
+    segments: pa.Table | None = None
 
 
 def read_tables(output: str, marker: Marker, breaches: list[str]) -> dict[str, pa.Table]:
@@ -83,10 +82,10 @@ def read_tables(output: str, marker: Marker, breaches: list[str]) -> dict[str, p
 def check_marker(planned: PlannedShard, marker: Marker) -> Iterator[str]:
     """Whether the marker is of this shard's objects, as the manifest names them."""
     names = [stored.name for stored in marker.objects]
-    if names != [planned.embeddings, planned.errors]:
+    if names != planned.objects:
         yield (
             f"its marker names {' and '.join(names) or 'nothing'}, where the manifest has "
-            f"{planned.embeddings} and {planned.errors}"
+            f"{' and '.join(planned.objects)}"
         )
     values = {n: None if v is None else str(v) for n, v in planned.partition.items()}
     if marker.partition != values:
@@ -113,9 +112,13 @@ def check_tables(
         yield from _check_carried(planned, tables)
     if pc.unique(good["generation"]).to_pylist() not in ([], [planned.shard.generation]):
         yield "embeddings of another generation"
-    yield from _check_vectors(good)
+    yield from check_finite(good["embedding"], "embeddings")
     if run is not None:
-        yield from _check_grids(good, run.encoder.config.spatial_merge_size**2)
+        patches_a_token = run.encoder.config.spatial_merge_size**2
+        unsound = [*_check_grids(good, patches_a_token)]
+        yield from unsound
+        if tables.segments is not None and not unsound:
+            yield from check_segments(good, tables.segments, patches_a_token)
 
 
 def _read(output: str, stored: Stored) -> bytes | None:
@@ -131,11 +134,12 @@ def _check_columns(planned: PlannedShard, tables: Tables, run: Recorded | None) 
         width, dtype = run.encoder.config.out_hidden_size, run.semantics["output_dtype"]
         vector = schema.embedding_type(width, dtype)
     else:
-        vector = stored.field("embedding").type if "embedding" in stored.names else pa.null()
-    for name, found, expected in (
-        (planned.embeddings, stored, schema.embeddings(vector, planned.own)),
-        (planned.errors, tables.bad.schema, schema.ERRORS),
-    ):
+        known = "embedding" in stored.names
+        vector = stored.field("embedding").type if known else schema.embedding_type(0, "float32")
+    pairs = [(stored, schema.embeddings(vector, planned.own)), (tables.bad.schema, schema.ERRORS)]
+    if tables.segments is not None:
+        pairs.append((tables.segments.schema, schema.segments(vector, planned.level)))
+    for name, (found, expected) in zip(planned.objects, pairs, strict=True):
         differ = [
             *(f"no column {f.name}" for f in expected if f.name not in found.names),
             *(f"a column {f.name} too many" for f in found if f.name not in expected.names),
@@ -150,11 +154,12 @@ def _check_columns(planned: PlannedShard, tables: Tables, run: Recorded | None) 
 
 
 def _check_counts(planned: PlannedShard, marker: Marker, tables: Tables) -> Iterator[str]:
-    good, bad = tables.good, tables.bad
+    good, bad, segments = tables.good, tables.bad, tables.segments
     counts = [good.num_rows, bad.num_rows]
+    rows = counts if segments is None else [*counts, segments.num_rows]
     if counts != [marker.embedded, marker.failed] or marker.rows != planned.shard.rows:
         yield f"{counts[0]} embeddings and {counts[1]} errors, the marker says otherwise"
-    elif [stored.rows for stored in marker.objects] != counts:
+    elif [stored.rows for stored in marker.objects] != rows:
         yield "its marker has other numbers of rows than its objects"
     codes = Counter(bad["error_code"].to_pylist())
     if dict(codes) != marker.errors:
@@ -169,9 +174,10 @@ def _check_carried(planned: PlannedShard, tables: Tables) -> Iterator[str]:
     """Each row has its manifest row's values; without a version there, the one that was read."""
     position = {key: row for row, key in enumerate(planned.rows["item_id"].to_pylist())}
     own = [field.name for field in planned.own]
+    embeddings, errors, *_ = planned.objects
     for name, found, columns in (
-        (planned.embeddings, tables.good, (*_CARRIED, *own)),
-        (planned.errors, tables.bad, _CARRIED),
+        (embeddings, tables.good, (*_CARRIED, *own)),
+        (errors, tables.bad, _CARRIED),
     ):
         order = pa.array([position[key] for key in found["item_id"].to_pylist()], pa.int64())
         expected = planned.rows.take(order)
@@ -183,7 +189,7 @@ def _check_carried(planned: PlannedShard, tables: Tables) -> Iterator[str]:
                 yield f"{name}: {wrong} rows with another {column} than in the manifest"
     for column in ("content_hash", "width", "height"):
         if tables.good[column].null_count:
-            yield f"{planned.embeddings}: {column} is null"
+            yield f"{embeddings}: {column} is null"
 
 
 def _differences(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> int:
@@ -192,15 +198,6 @@ def _differences(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> int:
     # What is not a number does not equal itself; its text does.
     pairs = zip(ours.to_pylist(), theirs.to_pylist(), strict=True)
     return sum(repr(left) != repr(right) for left, right in pairs)
-
-
-def _check_vectors(good: pa.Table) -> Iterator[str]:
-    column = good["embedding"]
-    values = pc.list_flatten(column)
-    if column.null_count or values.null_count:
-        yield "null embeddings"
-    if not pc.all(pc.is_finite(values.cast(pa.float32()))).as_py() and len(values):
-        yield "embeddings that are not finite"
 
 
 def _check_grids(good: pa.Table, patches_a_token: int) -> Iterator[str]:

@@ -9,5 +9,6 @@ pytest_plugins = [
     "tests.support.s3",
     "tests.support.crowd",
     "tests.support.plans",
+    "tests.support.encoding",
     "tests.support.s3_here",
 ]

@@ -135,3 +135,16 @@ def test_levels_need_the_channels_that_clip_normalises() -> None:
     with pytest.raises(ValueError, match="uint8 pixel_values need 3 channels, not 1"):
         model(torch.zeros(4, 392, dtype=torch.uint8), [(1, 2, 2)])
     assert model(torch.zeros(4, 392), [(1, 2, 2)]).shape == (1, 8)
+
+
+def test_patches_with_one_frame_and_with_all_share_a_pack(small_model: Glm4vVisionModel) -> None:
+    stills, clips = make_levels(24 + 16, 588), make_levels(2 * 24, 1176)
+    grids = [(1, 4, 6), (1, 4, 4), (2, 4, 6)]
+    packed = small_model.forward_features([stills, clips], grids)
+    alone = [small_model.forward_features(stills, grids[:2])]
+    alone += [small_model.forward_features(clips, grids[2:])]
+    for name in ("last_hidden_state", "pooler_output"):
+        expected = torch.cat([getattr(output, name) for output in alone])
+        torch.testing.assert_close(getattr(packed, name), expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="grid_thw covers 40 patches, pixel_values has 88"):
+        small_model([stills, clips], grids[:2])

@@ -19,6 +19,7 @@ SEMANTIC = {
     "seed": (1, "encoder_digest"),
     "min_pixels": (784, "min_pixels"),
     "max_pixels": (50176, "max_pixels"),
+    "level": ("frame", "level"),
     "pool": ("max", "pool"),
     "features": ("last_hidden_state", "features"),
     "normalize": (True, "normalize"),
@@ -62,7 +63,7 @@ def test_a_free_field_may_change(name: str, begun: EmbedConfig) -> None:
 
 
 def test_every_field_is_one_or_the_other() -> None:
-    others = {"inputs", "output", "shard_rows", "partition_by", "limit", "level", "device"}
+    others = {"inputs", "output", "shard_rows", "partition_by", "limit", "device"}
     assert set(EmbedConfig.__dataclass_fields__) == {*SEMANTIC, *FREE, *others}
 
 

@@ -146,7 +146,7 @@ def test_an_input_that_cannot_be_is_wrong_use(
         (["--shards", "3:3"], ["--shards", "3:3"]),
         (["--shards", "a:b"], ["--shards", "'a:b'"]),
         (["--pool", "median"], ["--pool", "median"]),
-        (["--level", "frame"], ["--level", "frame"]),
+        (["--level", "video"], ["--level", "video"]),
         (["--features", "all"], ["--features", "all"]),
         (["--output-dtype", "float8"], ["--output-dtype", "float8"]),
         (["--device", "tpu"], ["--device", "tpu"]),

@@ -27,6 +27,8 @@ def test_shards_too_large_for_an_object_are_refused_with_the_most_that_fits(
         shard_rows=None if planned else 2**20,
     )
     # 2 GiB of 4,096 float32 values each.
-    with pytest.raises(UsageError, match=r"1048576: vectors of 16384 bytes allow 131072 rows"):
+    with pytest.raises(
+        UsageError, match=r"1048576: vectors of up to 16384 bytes an item allow 131072 rows"
+    ):
         embed(config, on_plan=lambda report: None)
     assert files(tmp_path) == before

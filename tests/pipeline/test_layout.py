@@ -14,6 +14,12 @@ def test_names_are_those_of_the_design() -> None:
     assert layout.marker("g000000-00000012") == "_patchflow/commits/g000000-00000012.json"
     assert layout.errors("g000000-00000012") == "errors/g000000-00000012.parquet"
     assert layout.embeddings("g000000-00000012", {}) == "embeddings/g000000-00000012.parquet"
+    assert layout.segments("g000000-00000012", {}, "frame") == "frames/g000000-00000012.parquet"
+    assert layout.objects("g000000-00000012", {"k": "a/b"}, "token") == [
+        "embeddings/k=a%2Fb/g000000-00000012.parquet",
+        "errors/g000000-00000012.parquet",
+        "tokens/k=a%2Fb/g000000-00000012.parquet",
+    ]
     assert layout.encoder("ab12") == "_patchflow/encoder/ab12.safetensors"
 
 

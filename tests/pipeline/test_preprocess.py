@@ -71,6 +71,7 @@ def test_an_image_becomes_the_processors_own_patches(
         "num_frames": None,
         "duration_s": None,
         "grid_thw": list(grid),
+        "timestamps": None,
         "stage": None,
         "error_code": None,
         "error_message": None,

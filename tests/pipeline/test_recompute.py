@@ -74,6 +74,7 @@ def embed(output: str, device: Any = "cpu", **options: Any) -> None:
             device="cpu",
             dtype=what.dtype,
             token_budget=64,
+            level=config.level,
             pool=config.pool,
             features=config.features,
             normalize=config.normalize,
@@ -89,6 +90,7 @@ def embed(output: str, device: Any = "cpu", **options: Any) -> None:
             fingerprint=fingerprint(what.semantics),
             partition_by=generation.partition_by,
             columns=tuple(generation.columns),
+            level=config.level,
             embedding=embedding_type(width, config.output_dtype),
             rows={shard.id: shard.rows for shard in shards},
         )
@@ -106,19 +108,24 @@ def output(tmp_path: Path, photos: Path, freeze: Freeze) -> str:
     return place
 
 
-def forge(output: str, change: Callable[[dict[str, Any]], None], shard: int = 0) -> None:
+def forge(
+    output: str, change: Callable[[dict[str, Any]], None], folder: str = "embeddings"
+) -> None:
     """Changes the first row of a shard, and all that its marker says of it."""
-    name = f"embeddings/g000000-{shard:08d}.parquet"
+    name = f"{folder}/g000000-00000000.parquet"
     path = Path(output) / name
     table = pq.read_table(io.BytesIO(path.read_bytes()))
     rows = table.to_pylist()
     change(rows[0])
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     data = path.read_bytes()
-    place = Path(output) / f"_patchflow/commits/g000000-{shard:08d}.json"
+    place = Path(output) / "_patchflow/commits/g000000-00000000.json"
     marker = Marker.from_json(place.read_bytes())
-    stored = replace(marker.objects[0], size_bytes=len(data), checksum=digest(data))
-    place.write_bytes(replace(marker, objects=[stored, marker.objects[1]]).to_json())
+    objects = [
+        replace(o, size_bytes=len(data), checksum=digest(data)) if o.name == name else o
+        for o in marker.objects
+    ]
+    place.write_bytes(replace(marker, objects=objects).to_json())
 
 
 def test_what_is_stored_comes_out_again(output: str) -> None:
@@ -134,6 +141,9 @@ def test_what_is_stored_comes_out_again(output: str) -> None:
         {"features": "last_hidden_state", "seed": 3},
         {"device": "cuda"},
         {"device": "cuda", "output_dtype": "float16", "normalize": True},
+        {"level": "frame", "normalize": True, "output_dtype": "float16"},
+        {"level": "token", "features": "last_hidden_state"},
+        {"level": "token", "device": "cuda"},
     ],
     ids=str,
 )
@@ -169,7 +179,7 @@ def scale(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (scale, "its vector is off by 1.0e-03 of its largest value"),
+        (scale, "its vector is off by 1.0e-03 of the largest value"),
         (lambda row: row.update(embedding=[0.0] * 256), "its vector is off by 1.0e+00"),
         (lambda row: row.update(content_hash="0" * 32), "content_hash is"),
         (lambda row: row.update(width=61), "width is 61, now 60"),
@@ -185,6 +195,53 @@ def test_what_no_checksum_tells_is_found(
     (breach,) = found.breaches
     assert breach.startswith(f"g000000-00000000: {photos}/0.png: ") and says in breach
     assert found.compared == 5
+
+
+def scale_token(row: dict[str, Any]) -> None:
+    tokens = np.array(row["tokens"], np.float32)
+    tokens.flat[np.abs(tokens).argmax()] *= 1.01
+    row["tokens"] = tokens.astype(np.float16).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (scale, "segment 0: its vector is off by 1.0e-03 of the largest value"),
+        (scale_token, "segment 0: its tokens are off by 9."),
+        (
+            lambda row: row.update(tokens=row["tokens"][1:] + row["tokens"][:1]),
+            "its tokens are off",
+        ),
+    ],
+)
+def test_segments_that_no_checksum_tells_are_found(
+    tmp_path: Path,
+    photos: Path,
+    freeze: Freeze,
+    change: Callable[[dict[str, Any]], None],
+    says: str,
+) -> None:
+    place = str(tmp_path / "out")
+    freeze(place, str(photos))
+    embed(place, level="token")
+    forge(place, change, "tokens")
+    assert verify(place).breaches == []
+    (breach,) = recompute(place, MANY, seed=0).breaches
+    assert breach.startswith(f"g000000-00000000: {photos}/0.png: ") and says in breach
+
+
+def test_superseded_segments_are_not_compared(
+    tmp_path: Path, photos: Path, photo: Photo, freeze: Freeze
+) -> None:
+    place = str(tmp_path / "out")
+    freeze(place, str(photos), shard_rows=4)
+    embed(place, level="frame")
+    (photos / "0.png").write_bytes(photo(70, 70))
+    freeze(place, str(photos))
+    embed(place, level="frame")
+    (photos / "1.png").unlink()
+    found = recompute(place, MANY, seed=0)
+    assert (found.compared, found.not_comparable, found.breaches) == (4, 1, [])
 
 
 def test_another_items_vector_is_found(output: str) -> None:

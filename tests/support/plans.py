@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,36 +74,53 @@ def manifest_rows() -> Callable[..., pa.Table]:
 
 @pytest.fixture(scope="session")
 def encoded_block() -> Callable[..., pa.Table]:
-    """What Encode would make of a shard's manifest rows: item n's vector is [n, n, ...]."""
+    """What Encode would make of a shard's manifest rows: item n's vector is [n, n, ...].
+
+    The `clips` have three segments, half a second apart. Segment s of item n is n + s / 8 all over,
+    and its token k is n + s / 8 + k / 64, which float16 holds.
+    """
 
     def block(
         rows: pa.Table,
         failed: dict[int, str] | None = None,
         width: int = 4,
         dtype: str = "float32",
+        level: Any = "item",
+        clips: Collection[int] = (),
     ) -> pa.Table:
         codes, count = failed or {}, rows.num_rows
+        slices = [3 if n in clips else 1 for n in range(count)]
         found: dict[str, list[Any]] = {
             "content_hash": [f"hash{n}" for n in range(count)],
             "width": [28 * (n + 1) for n in range(count)],
             "height": [28] * count,
-            "num_frames": [None] * count,
-            "duration_s": [None] * count,
-            "grid_thw": [[1, 2, 2 * (n + 1)] for n in range(count)],
+            "num_frames": [6 if n in clips else None for n in range(count)],
+            "duration_s": [1.5 if n in clips else None for n in range(count)],
+            "grid_thw": [[slices[n], 2, 2 * (n + 1)] for n in range(count)],
+            "timestamps": [[0.0, 0.5, 1.0] if n in clips else None for n in range(count)],
             "stage": ["preprocess" if n in codes else None for n in range(count)],
             "error_code": [codes.get(n) for n in range(count)],
             "error_message": ["broken" if n in codes else None for n in range(count)],
             "attempts": [1 if n in codes else None for n in range(count)],
-            "num_tokens": [None if n in codes else n + 1 for n in range(count)],
+            "num_tokens": [None if n in codes else slices[n] * (n + 1) for n in range(count)],
+        }
+        good = [n for n in range(count) if n not in codes]
+        firsts = {n: np.arange(slices[n])[:, None] / 8 + n for n in good}
+        within = {n: firsts[n] + np.arange(n + 1) / 64 for n in good}
+        results = {
+            "embedding": {n: [n] for n in good},
+            "segment_embeddings": firsts,
+            "token_embeddings": within,
         }
         target = schema.encoded(
-            schema.preprocessed(rows.schema), pa.from_numpy_dtype(np.dtype(dtype))
+            schema.preprocessed(rows.schema), pa.from_numpy_dtype(np.dtype(dtype)), level
         )
-        vectors = [[] if n in codes else list(np.full(width, n, dtype)) for n in range(count)]
         columns = []
         for field in target:
-            if field.name == "embedding":
-                columns.append(vectors)
+            if field.name in results:
+                kind = field.type.value_type.to_pandas_dtype()
+                flat = [np.ravel(results[field.name].get(n, [])) for n in range(count)]
+                columns.append([np.repeat(values, width).astype(kind) for values in flat])
             elif field.name == "device":
                 columns.append(["cpu"] * count)
             else:
@@ -113,9 +130,9 @@ def encoded_block() -> Callable[..., pa.Table]:
     return block
 
 
-def made_up(width: int, dtype: Any) -> Identity:
+def made_up(width: int, dtype: Any, level: Any = "item") -> Identity:
     """The preset `tiny` with vectors of another width."""
-    what = identity(EmbedConfig(output="unused", output_dtype=dtype), "cpu")
+    what = identity(EmbedConfig(output="unused", output_dtype=dtype, level=level), "cpu")
     shape = replace(what.encoder.config, out_hidden_size=width)
     encoder = replace(what.encoder, config=shape, digest=preset_digest(shape, 0))
     return replace(
@@ -127,8 +144,8 @@ def made_up(width: int, dtype: Any) -> Identity:
 def begin() -> Callable[..., None]:
     """Writes the `run.json` that made-up vectors need."""
 
-    def run(output: str, width: int = 4, dtype: Any = "float32") -> None:
-        record(EmbedConfig(output=output, output_dtype=dtype), made_up(width, dtype))
+    def run(output: str, width: int = 4, dtype: Any = "float32", level: Any = "item") -> None:
+        record(EmbedConfig(output=output, output_dtype=dtype), made_up(width, dtype, level))
 
     return run
 
@@ -138,14 +155,19 @@ def commit_config() -> Callable[..., CommitConfig]:
     """The commit stage's configuration for all shards of a generation."""
 
     def config(
-        output: str, generation: Generation, width: int = 4, dtype: str = "float32"
+        output: str,
+        generation: Generation,
+        width: int = 4,
+        dtype: str = "float32",
+        level: Any = "item",
     ) -> CommitConfig:
         return CommitConfig(
             output=output,
             run="test",
-            fingerprint=fingerprint(made_up(width, dtype).semantics),
+            fingerprint=fingerprint(made_up(width, dtype, level).semantics),
             partition_by=generation.partition_by,
             columns=tuple(generation.columns),
+            level=level,
             embedding=schema.embedding_type(width, dtype),
             rows={shard.id: shard.rows for shard in shards_of(generation, without=set())},
         )
@@ -159,7 +181,10 @@ def commit(
     encoded_block: Callable[..., pa.Table],
     commit_config: Callable[..., CommitConfig],
 ) -> Callable[..., list[Marker]]:
-    """Commits shards of a generation with made-up vectors; `failed` is by row within a shard."""
+    """Commits shards of a generation with made-up vectors.
+
+    `failed` and `clips` are by row within a shard.
+    """
 
     def run(
         output: str,
@@ -167,14 +192,17 @@ def commit(
         indices: list[int] | None = None,
         failed: dict[int, str] | None = None,
         width: int = 4,
+        dtype: str = "float32",
+        level: str = "item",
+        clips: Collection[int] = (),
     ) -> list[Marker]:
-        begin(output, width)
+        begin(output, width, dtype, level)
         shards = list(shards_of(generation, without=set()))
-        config = commit_config(output, generation, width)
+        config = commit_config(output, generation, width, dtype, level)
         markers = []
         for shard in shards if indices is None else [shards[index] for index in indices]:
             rows = read_shard(output, shard)
-            block = encoded_block(rows, failed, width)
+            block = encoded_block(rows, failed, width, dtype, level, clips)
             markers.append(Marker.from_json(commit_shard(block, config)))
         return markers
 
