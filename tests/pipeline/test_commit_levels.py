@@ -265,3 +265,23 @@ def test_the_table_is_a_view_of_the_blocks(
             values = values.values
         theirs = block[source].chunk(0).values
         assert values.buffers()[1].address == theirs.buffers()[1].address
+
+
+def test_a_block_may_hold_more_values_than_32_bits_count(
+    manifest_rows: Callable[..., pa.Table], encoded_block: Callable[..., pa.Table]
+) -> None:
+    width, tokens = 2048, 2**20 + 2
+    block = encoded_block(manifest_rows(["/0.jpg", "/1.jpg"]), 2, width=width, level="token")
+    # Memory that is never touched is never there.
+    values = pa.array(np.zeros(tokens * width, np.float16))
+    lists = pa.LargeListArray.from_arrays([0, width, tokens * width], values)
+    for name, column in (
+        ("token_embeddings", lists),
+        ("num_tokens", pa.array([1, tokens - 1], pa.int32())),
+    ):
+        block = block.set_column(block.schema.get_field_index(name), name, column)
+    assert len(values) > 2**31
+    table = segment_table(block, schema.embedding_type(width, "float32"), "token")
+    column = table["tokens"].chunk(0)
+    assert column.offsets.to_pylist() == [0, 1, tokens]
+    assert len(column.values.values) == tokens * width
