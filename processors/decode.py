@@ -99,7 +99,7 @@ class _Source(io.BytesIO):
         return chunk
 
 
-def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
+def decode_image(data: bytes | memoryview, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF or GIF file.
 
     Of files with several images the first one counts: the first page of a TIFF, the first frame of
@@ -173,7 +173,7 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
     return image if transpose is None else image.transpose(transpose)
 
 
-def _is_cut(data: bytes, *, source: _Source, image: ImageFile | None) -> bool:
+def _is_cut(data: bytes | memoryview, *, source: _Source, image: ImageFile | None) -> bool:
     """Tells a file that ends too early from a broken one, where Pillow's message does not."""
     if data[:4] == b"RIFF":
         # libwebp fails in the same words for both, but RIFF states its length.

@@ -44,14 +44,17 @@ class DecodeError(Exception):
         code: Which kind of failure.
         message: What was wrong. It may quote the file, so whatever is not printable becomes a
             space, line breaks included, and it is cut to 200 characters.
+        attempts: How often decoding was tried; more than once where it cost a decoder process.
     """
 
     code: ErrorCode
     message: str
+    attempts: int
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str, *, attempts: int = 1) -> None:
         self.code = code
         self.message = _one_line(message)
+        self.attempts = attempts
         super().__init__(self.code, self.message)
 
     def __str__(self) -> str:

@@ -36,15 +36,17 @@ _OTHER_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
 _HEIF_BRANDS: Final = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
-def sniff_image_format(data: bytes) -> ImageFormat | None:
+def sniff_image_format(data: bytes | memoryview) -> ImageFormat | None:
     """Names the image format that ``data`` starts like, or None if it is none that is decoded."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    return next((name for magic, name in _IMAGE_MAGIC if data.startswith(magic)), None)
+    head = bytes(data[:16])
+    return next((name for magic, name in _IMAGE_MAGIC if head.startswith(magic)), None)
 
 
-def describe_content(data: bytes) -> str:
+def describe_content(data: bytes | memoryview) -> str:
     """Says what ``data`` looks like, for the message that refuses it; a guess, never a parse."""
+    data = bytes(data[:512])
     for magic, description in _OTHER_MAGIC:
         if data.startswith(magic):
             return description
@@ -55,7 +57,7 @@ def describe_content(data: bytes) -> str:
         return "an AVIF image" if brand in (b"avif", b"avis") else "an MP4 or QuickTime video"
     if data[:4] == b"RIFF":
         return "an AVI video" if data[8:12] == b"AVI " else "a RIFF file that is no WebP"
-    head = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    head = data.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"
     if b"<svg" in head:

@@ -70,7 +70,7 @@ class Media:
     frames: Iterator[NDArray[np.uint8]]
 
 
-def open_media(data: bytes, options: MediaOptions) -> Media:
+def open_media(data: bytes | memoryview, options: MediaOptions) -> Media:
     """Begins to decode a file.
 
     Raises:

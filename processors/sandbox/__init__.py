@@ -1,0 +1,9 @@
+"""Decoding of strangers' files in a process that may crash, hang or be killed."""
+
+from __future__ import annotations
+
+from processors.sandbox.decoder import Decoder, DecoderLimits
+from processors.sandbox.decoding import Decoding
+from processors.sandbox.supervisor import SandboxError
+
+__all__ = ["Decoder", "DecoderLimits", "Decoding", "SandboxError"]
