@@ -98,9 +98,10 @@ def run(
         memory=_GIB + 1,
     )
     # Many blocks in, one marker a shard out.
-    for marker in committed(vectors, commit):
-        progress.commit.remote()
-        yield Marker.from_json(marker)
+    for json in committed(vectors, commit, progress):
+        marker = Marker.from_json(json)
+        progress.commit.remote(marker.shard)
+        yield marker
 
 
 def _configure() -> None:
@@ -141,7 +142,7 @@ def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
         size=size,
         max_tasks_in_flight_per_actor=_IN_FLIGHT,
         max_concurrent_calls_per_actor=calls,
-        enable_true_multi_threading=calls > 1,
+        enable_true_multi_threading=True,  # Otherwise calls do not run in their tasks' threads.
     )
 
 
