@@ -28,7 +28,7 @@ from ray.actor import ActorHandle
 
 from pipeline import schema
 from pipeline.assemble import committed
-from pipeline.cluster import Workers
+from pipeline.cluster import Workers, preprocess_memory
 from pipeline.commit import CommitConfig
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.manifest import Shard, read_shard
@@ -83,7 +83,7 @@ def run(
         batch_format="pyarrow",
         compute=_actors(workers.preprocess, calls=2),
         num_cpus=workers.preprocess_cpus,
-        memory=_GIB,
+        memory=preprocess_memory(preprocess.decoder_memory_bytes),
     )
     # One block in, one block out; patches end here, vectors go on. A second call would overlap
     # copies with a GPU's work; on a CPU it has nothing to overlap with, and costs memory.
@@ -95,12 +95,13 @@ def run(
         compute=_actors(workers.encode, calls=2 if workers.encode_gpus else 1),
         num_cpus=workers.encode_cpus,
         num_gpus=workers.encode_gpus,
-        memory=_GIB + 1,
+        memory=_GIB,
     )
     # Many blocks in, one marker a shard out.
-    for marker in committed(vectors, commit):
-        progress.commit.remote()
-        yield Marker.from_json(marker)
+    for json in committed(vectors, commit, progress):
+        marker = Marker.from_json(json)
+        progress.commit.remote(marker.shard)
+        yield marker
 
 
 def _configure() -> None:
@@ -141,7 +142,7 @@ def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
         size=size,
         max_tasks_in_flight_per_actor=_IN_FLIGHT,
         max_concurrent_calls_per_actor=calls,
-        enable_true_multi_threading=calls > 1,
+        enable_true_multi_threading=True,  # Otherwise calls do not run in their tasks' threads.
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import signal
@@ -158,18 +159,26 @@ def _resources() -> dict[str, float]:
     return found
 
 
+def preprocess_memory(decoder_memory_bytes: int) -> int:
+    """What an actor that preprocesses claims, in bytes: its own, and its decoder process's."""
+    return 2**30 + decoder_memory_bytes
+
+
 def plan_workers(config: EmbedConfig, device: ComputeDevice) -> Workers:
     """How the cluster's CPUs and GPUs are shared out; what the user says goes."""
     resources = _resources()
     cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+    # Of machines that are short of memory, some CPUs are left for everything else.
+    room = resources.get("memory", math.inf) // preprocess_memory(config.decoder_memory_bytes)
+    fitting = int(max(1.0, min(room, cpus)))
     if device == "cuda":
         encode = config.encoder_actors or max(1, gpus)
-        preprocess = config.preprocess_actors or cpus
+        preprocess = config.preprocess_actors or min(fitting, cpus)
         # A GPU's actor feeds it and little more: claiming a CPU could keep it off its machine.
         cpu_actors, encode_cpus, encode_gpus = preprocess, 0.0, 1 / -(-encode // max(1, gpus))
     else:
         encode = config.encoder_actors or max(1, cpus // 2)
-        preprocess = config.preprocess_actors or max(1, cpus - encode)
+        preprocess = config.preprocess_actors or min(fitting, max(1, cpus - encode))
         cpu_actors, encode_cpus, encode_gpus = preprocess + encode, 1.0, 0.0
     # More actors than CPUs share them, so many to each: any other share might fit on no machine.
     share = 1 / -(-cpu_actors // cpus)

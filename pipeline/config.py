@@ -7,6 +7,7 @@ the output, *free* ones may change from run to run. The stages take configs of t
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
@@ -20,15 +21,20 @@ Level = Literal["item", "frame", "token"]
 Pool = Literal["mean", "max"]
 Features = Literal["merged", "last_hidden_state"]
 OutputDtype = Literal["float32", "float16"]
+Animated = Literal["image", "video"]
 Device = Literal["auto", "cpu", "cuda"]
 ComputeDevice = Literal["cpu", "cuda"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
 # Without these, help and error messages would spell out the None that stands for "not given".
 Count = Annotated[int | None, arg(metavar="INT")]
+Number = Annotated[float | None, arg(metavar="FLOAT")]
 Text = Annotated[str | None, arg(metavar="STR")]
 
 DEFAULT_SHARD_ROWS = 4096
+# Of bytes and pixels: as much as can be addressed beside all else.
+MOST_LIMIT = 2**40
+MOST_TIMEOUT_S = 1e6
 # A shard is one block of the engine, in the memory of one task.
 MOST_SHARD_ROWS = 2**20
 
@@ -36,7 +42,7 @@ MOST_SHARD_ROWS = 2**20
 def _check_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{flag(name)} must be positive, got {value}")
 
 
@@ -132,7 +138,11 @@ class RunConfig(OutputConfig):
     max_file_bytes: int = 512 * 2**20
     """Larger files become `too_large` without being read."""
     max_source_pixels: int = 200_000_000
-    """Images of more pixels become `too_large` without being decoded."""
+    """Images, and clips with frames, of more pixels become `too_large` without being decoded."""
+    decode_timeout_s: float = 300.0
+    """Seconds that one file may take to decode; then it becomes `decode_timeout`."""
+    decoder_memory_bytes: int = 1536 * 2**20
+    """Memory that decoding one file may take; beyond, it becomes `decoder_out_of_memory`."""
     verbose: bool = False
     """Show what Ray and other libraries log."""
 
@@ -145,7 +155,18 @@ class RunConfig(OutputConfig):
             "token_budget",
             "max_file_bytes",
             "max_source_pixels",
+            "decode_timeout_s",
+            "decoder_memory_bytes",
         )
+        for name in ("max_file_bytes", "max_source_pixels", "decoder_memory_bytes"):
+            if getattr(self, name) > MOST_LIMIT:
+                raise UsageError(
+                    f"{flag(name)} must be at most {MOST_LIMIT}: {getattr(self, name)}"
+                )
+        if self.decode_timeout_s > MOST_TIMEOUT_S:
+            raise UsageError(
+                f"--decode-timeout-s must be at most {MOST_TIMEOUT_S:.0f}: {self.decode_timeout_s}"
+            )
         if not 0.0 <= self.max_error_rate <= 1.0:
             raise UsageError(f"--max-error-rate must be within 0 and 1, got {self.max_error_rate}")
 
@@ -165,6 +186,15 @@ class EmbedConfig(RunConfig, InputConfig):
     """Scale smaller images up to this many pixels; the family's own where not given."""
     max_pixels: Count = None
     """Scale larger images down to this many pixels; the family's own where not given."""
+    video_max_pixels: Count = None
+    """Scale clips down until all their frames together have this many pixels; the family's own
+    where not given."""
+    fps: Number = None
+    """Frames a second to look at in a clip; the family's own where not given."""
+    max_frames: Count = None
+    """Most frames to look at in a clip; the family's own where not given."""
+    animated: Animated = "image"
+    """What animated GIF, WebP and PNG files count as: their first frame, or a clip."""
     level: Level = "item"
     """One vector an item; frame adds one a segment, which is a clip's pair of frames or a whole
     image, in frames/; token adds those and all of their tokens, in tokens/."""
@@ -183,7 +213,7 @@ class EmbedConfig(RunConfig, InputConfig):
         InputConfig.__post_init__(self)
         RunConfig.__post_init__(self)
         _check_text("--encoder", self.encoder)
-        _check_positive(self, "min_pixels", "max_pixels")
+        _check_positive(self, "min_pixels", "max_pixels", "video_max_pixels", "fps", "max_frames")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise UsageError(
                 f"--min-pixels {self.min_pixels} is more than --max-pixels {self.max_pixels}"

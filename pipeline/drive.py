@@ -80,7 +80,9 @@ def _pass(
     preprocess = PreprocessConfig(
         max_file_bytes=config.max_file_bytes,
         max_source_pixels=config.max_source_pixels,
-        options=what.images,
+        decode_timeout_s=config.decode_timeout_s,
+        decoder_memory_bytes=config.decoder_memory_bytes,
+        options=what.processors,
     )
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)

@@ -28,7 +28,7 @@ from pipeline.config import (
 from pipeline.identity import Identity
 from pipeline.location import join
 from pipeline.packs import PackedEncoder, is_device_error
-from pipeline.progress import Counts
+from pipeline.progress import Counts, tell_shard
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -125,6 +125,8 @@ class Encode:
             raise
         table = self._table(rows, items, block)
         self._report(table, block.counts)
+        if self._progress is not None and self._attempts is not None:
+            tell_shard(self._progress, rows["shard"][0].as_py())
         return table
 
     def _start(self) -> None:

@@ -17,6 +17,7 @@ from pipeline.config import Animated, EmbedConfig
 from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.location import join
 from processors import ImageOptions, VideoFamily, VideoOptions, VideoSampling
+from processors.sandbox import MAX_FRAMES
 
 if TYPE_CHECKING:
     from processors.video import VideoProcessor
@@ -28,6 +29,12 @@ _FAMILY: Final[VideoFamily] = "glmga"
 _FILES: Final = {
     "image_processor": ("processor_config.json", "preprocessor_config.json"),
     "video_processor": ("processor_config.json", "video_preprocessor_config.json"),
+}
+# What a family's rule goes by; checkpoints also bring what has no effect on it.
+_RATES: Final[dict[VideoFamily, tuple[str, ...]]] = {
+    "glmga": ("fps", "max_frames"),
+    "glm46v": (),
+    "glm4v": ("fps", "max_duration"),
 }
 _SWITCHES: Final = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames")
 
@@ -49,6 +56,22 @@ class ProcessorOptions:
     def video_processor(self) -> VideoProcessor:
         """The family's own, with these options."""
         return _video_processor(self.family, vars(self.videos))
+
+    @property
+    def most_still_pixels(self) -> int:
+        """The most `height * width` that a still has when it is resized."""
+        # A strip at the limit of 200 to 1 keeps one merge block's height, whatever the budget.
+        largest = self.images.max_pixels // self.images.temporal_patch_size
+        return max(largest, 201 * self.images.factor**2)
+
+    @property
+    def most_clip_pixels(self) -> int:
+        """The most `frames * height * width` that a clip's chosen frames have when resized."""
+        strip = 201 * self.videos.factor**2
+        most = max(self.videos.max_pixels, self.sampling.most_frames * strip)
+        # Half-even rounding lets 10 frames of 4 a patch budget as 8 and be filled up to 12; of 2 a
+        # patch, an even number is chosen.
+        return most if self.videos.temporal_patch_size <= 2 else most * 3 // 2
 
     @property
     def semantics(self) -> dict[str, Any]:
@@ -112,7 +135,7 @@ def processor_options(
     family = _family(checkpoint, image, video)
     sizes = _sizes(shape)
     try:
-        return ProcessorOptions(
+        options = ProcessorOptions(
             images=ImageOptions(
                 **_still_budget(config, image, shape.temporal_patch_size),
                 **_kept(image, ("patch_expand_factor",)),
@@ -121,7 +144,7 @@ def processor_options(
             family=family,
             videos=_video_processor(
                 family,
-                _kept(video, ("patch_expand_factor", "fps", "max_frames", "max_duration"))
+                _kept(video, ("patch_expand_factor", *_RATES[family]))
                 | _kept(vars(config), ("fps", "max_frames"))
                 | _clip_budget(config, video, _video_processor(family, {}).options)
                 | sizes,
@@ -129,7 +152,14 @@ def processor_options(
             animated=config.animated,
         )
     except ValueError as error:
-        raise UsageError(f"the processors of {family}: {error}") from error
+        raise UsageError(f"clips are sampled as by {family}: {error}") from error
+    most = options.sampling.most_frames
+    if most > MAX_FRAMES:
+        raise UsageError(
+            f"up to {most} frames of a clip are asked for, {MAX_FRAMES} are the most; "
+            "lower --max-frames or --fps"
+        )
+    return options
 
 
 def recorded_options(semantics: Mapping[str, Any], shape: Glm4vVisionConfig) -> ProcessorOptions:
@@ -164,7 +194,7 @@ def _video_processor(family: VideoFamily, options: Mapping[str, Any]) -> VideoPr
     return processor
 
 
-def _sizes(shape: Glm4vVisionConfig) -> dict[str, int]:
+def _sizes(shape: Glm4vVisionConfig) -> dict[str, Any]:
     return {
         "patch_size": shape.patch_size,
         "temporal_patch_size": shape.temporal_patch_size,
@@ -172,7 +202,7 @@ def _sizes(shape: Glm4vVisionConfig) -> dict[str, int]:
     }
 
 
-def _still_budget(config: EmbedConfig, brought: dict[str, Any], frames: int) -> dict[str, int]:
+def _still_budget(config: EmbedConfig, brought: dict[str, Any], frames: int) -> dict[str, Any]:
     # The reference's budgets count each frame of a temporal patch; ours count a still's pixels.
     smallest, largest = _budget(brought, ImageOptions())
     if config.max_pixels is not None:

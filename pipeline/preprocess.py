@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from pipeline.blame import fetch_item
 from pipeline.errors import ItemError
 from pipeline.location import digest
 from pipeline.objects import Fetched
+from pipeline.options import ProcessorOptions
 from pipeline.storage import storage_for
-from processors import AspectRatioError, DecodeError, ImageOptions, decode_image
+from processors import AspectRatioError, DecodeError, MediaOptions
+from processors.sandbox import Decoder, DecoderLimits, Decoding
 
 # Enough requests in flight to hide an object store's latency behind decoding, and few enough
 # bytes that a call's memory stays small beside its output.
@@ -32,40 +35,51 @@ _GUESSED_BYTES = _FETCHED_BYTES // 4
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """What the stage needs to know: limits on what comes in, and the image processor's options."""
+    """What the stage needs to know: limits on what comes in, and how it becomes patches."""
 
     max_file_bytes: int
     max_source_pixels: int
-    options: ImageOptions
-
-    @property
-    def clip_bytes(self) -> int:
-        """The most bytes of patches that one clip can become."""
-        return 3 * 87_478_720  # The family's own budget, until there is an option for it.
+    decode_timeout_s: float
+    decoder_memory_bytes: int
+    options: ProcessorOptions
 
     @property
     def item_bytes(self) -> int:
-        """The most bytes of patches that one still can become."""
-        largest = self.options.max_pixels // self.options.temporal_patch_size
-        # A strip at the limit of 200 to 1 keeps one merge block's height, whatever the budget.
-        return 3 * max(largest, 201 * self.options.factor**2)
+        """The most bytes of patches that what is listed as an image can become."""
+        if self.options.animated == "video":
+            return self.clip_bytes
+        return 3 * self.options.most_still_pixels
+
+    @property
+    def clip_bytes(self) -> int:
+        """The most bytes of patches that what is listed as a video can become."""
+        return 3 * self.options.most_clip_pixels
 
 
 @dataclass(kw_only=True)
 class _Item:
-    """What becomes of one row; everything is null for a failed one."""
+    """What becomes of one row; null where it failed before."""
 
+    media_type: str | None
     version: str | None = None
     content_hash: str | None = None
     width: int | None = None
     height: int | None = None
+    num_frames: int | None = None
+    duration_s: float | None = None
+    timestamps: list[float] | None = None
     grid_thw: tuple[int, int, int] | None = None
     error: ItemError | None = None
+    attempts: int = 1
     patches: npt.NDArray[np.uint8] | None = None
 
 
 class Preprocess:
-    """Fetches, decodes, resizes and patchifies. Two calls may overlap: one fetches, one decodes."""
+    """Fetches, decodes, resizes and patchifies.
+
+    Files are decoded in a process of their own, which is at the next one while this one resizes the
+    last one's pixels. Two calls may overlap: one fetches, one decodes.
+    """
 
     def __init__(self, config: PreprocessConfig) -> None:
         import torch  # noqa: PLC0415 (only the actor pays its two seconds)
@@ -74,7 +88,20 @@ class Preprocess:
 
         torch.set_num_threads(1)
         self._config = config
-        self._processor = GlmgaImageProcessor(**vars(config.options))
+        self._images = GlmgaImageProcessor(**vars(config.options.images))
+        self._videos = config.options.video_processor()
+        self._decoder = Decoder(
+            limits=DecoderLimits(
+                timeout_s=config.decode_timeout_s,
+                memory_bytes=config.decoder_memory_bytes,
+                max_file_bytes=config.max_file_bytes,
+            ),
+            options=MediaOptions(
+                max_pixels=config.max_source_pixels,
+                sampling=config.options.sampling,
+                animated=config.options.animated,
+            ),
+        )
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
         self._decoding = threading.Lock()
 
@@ -84,9 +111,70 @@ class Preprocess:
         fetched = self._fetch(rows)
         first = next(fetched, None)  # Under way before the other call has done its decoding.
         with self._decoding:
-            items = [self._item(*first)] if first is not None else []
-            items += [self._item(kind, data) for kind, data in fetched]
-        return _table(rows, items)
+            return _table(rows, list(self._items(chain([first] if first else [], fetched))))
+
+    def close(self) -> None:
+        """Ends the decoder process and the threads that fetch, as the end of this process does."""
+        self._decoder.close()
+        self._fetchers.shutdown()
+
+    def _items(self, fetched: Iterable[tuple[str | None, Future[Fetched]]]) -> Iterator[_Item]:
+        """What becomes of each row: while one is resized, the next one is being decoded."""
+        begun: deque[tuple[_Item, Decoding | None]] = deque()
+        try:
+            for kind, data in fetched:
+                begun.append(self._begin(kind, data))
+                if len(begun) == 2:
+                    yield self._finish(*begun.popleft())
+            while begun:
+                yield self._finish(*begun.popleft())
+        finally:
+            # A call that fails leaves nothing behind that the next one would have to wait for.
+            for _, decoding in begun:
+                if decoding is not None:
+                    decoding.close()
+
+    def _begin(
+        self, media_type: str | None, fetched: Future[Fetched]
+    ) -> tuple[_Item, Decoding | None]:
+        item = _Item(media_type=media_type)
+        try:
+            found = fetched.result()
+        except ItemError as error:
+            item.error = error
+            return item, None
+        item.version, item.content_hash = found.version, digest(found.data)
+        return item, self._decoder.submit(found.data)
+
+    def _finish(self, item: _Item, decoding: Decoding | None) -> _Item:
+        if decoding is None:
+            return item
+        try:
+            with decoding:
+                self._cut(item, decoding)
+        except DecodeError as error:
+            item.error, item.attempts = ItemError(error.code, error.message), error.attempts
+        except AspectRatioError as error:
+            item.error = ItemError("aspect_ratio", str(error))
+        return item
+
+    def _cut(self, item: _Item, decoding: Decoding) -> None:
+        info = decoding.info()
+        item.height, item.width = info.height, info.width
+        if info.kind == "image":
+            item.patches, item.grid_thw = self._images.patches(next(decoding.frames()))
+            return
+        if item.media_type != "video" and self._config.options.animated != "video":
+            # Blocks of images have no room for it.
+            raise DecodeError("unsupported_format", "a clip that is listed as an image")
+        assert info.indices is not None and info.timestamps_s is not None
+        item.num_frames, item.duration_s = info.total_num_frames, info.duration_s
+        patcher = self._videos.patcher(len(info.indices), info.height, info.width)
+        for frame in decoding.frames():
+            patcher.add(frame)
+        item.patches, item.grid_thw = patcher.finish()
+        # A segment is shown from its first frame on.
+        item.timestamps = list(info.timestamps_s[:: self._videos.options.temporal_patch_size])
 
     def _fetch(self, rows: pa.Table) -> Iterator[tuple[str | None, Future[Fetched]]]:
         """Media type and bytes of every row in order, fetched ahead within a bound of bytes."""
@@ -109,24 +197,6 @@ class Preprocess:
         limit = self._config.max_file_bytes
         return fetch_item(storage_for(uri), uri, version=version, max_bytes=limit)
 
-    def _item(self, media_type: str | None, fetched: Future[Fetched]) -> _Item:
-        item = _Item()
-        try:
-            found = fetched.result()
-            item.version, item.content_hash = found.version, digest(found.data)
-            if media_type == "video":
-                raise ItemError("unsupported_format", "videos are not embedded by this version")
-            image = decode_image(found.data, max_pixels=self._config.max_source_pixels)
-            item.height, item.width = image.pixels.shape[:2]
-            item.patches, item.grid_thw = self._processor.patches(image.pixels)
-        except ItemError as error:
-            item.error = error
-        except DecodeError as error:
-            item.error = ItemError(error.code, error.message)
-        except AspectRatioError as error:
-            item.error = ItemError("aspect_ratio", str(error))
-        return item
-
 
 def unnest(block: pa.Table) -> pa.Table:
     """The rows that `build.nest` packed into one row."""
@@ -139,15 +209,14 @@ def _table(rows: pa.Table, items: list[_Item]) -> pa.Table:
         "content_hash": [item.content_hash for item in items],
         "width": [item.width for item in items],
         "height": [item.height for item in items],
-        # Null for stills, as is the duration: an image has neither.
-        "num_frames": [None] * len(items),
-        "duration_s": [None] * len(items),
+        "num_frames": [item.num_frames for item in items],
+        "duration_s": [item.duration_s for item in items],
         "grid_thw": [item.grid_thw for item in items],
-        "timestamps": [None] * len(items),
+        "timestamps": [item.timestamps for item in items],
         "stage": ["preprocess" if error else None for error in failures],
         "error_code": [error.code if error else None for error in failures],
         "error_message": [error.message if error else None for error in failures],
-        "attempts": [1 if error else None for error in failures],
+        "attempts": [item.attempts if item.error else None for item in items],
         "patches": _binary([item.patches for item in items]),
     }
     # Where the manifest gives no version, the one that was read stands for the item.
@@ -162,11 +231,12 @@ def _table(rows: pa.Table, items: list[_Item]) -> pa.Table:
 
 
 def _binary(patches: list[npt.NDArray[np.uint8] | None]) -> pa.Array:
-    """A large_binary column over one buffer: the patches are copied once, here."""
+    """A large_binary column over one buffer: patches are copied once at most, here."""
     sizes = np.array([0 if p is None else p.nbytes for p in patches], np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
     present = [p.reshape(-1) for p in patches if p is not None]
-    data = np.concatenate(present) if present else np.zeros(0, np.uint8)
+    # A long clip, alone in its block, stays where it is.
+    data = present[0] if len(present) == 1 else np.concatenate([np.zeros(0, np.uint8), *present])
     return pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(patches), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )

@@ -3,7 +3,8 @@
 The actor counts what the encoders report. It also holds the gate that bounds how many shards
 are under way: a shard's rows are released once enough others are committed, so what waits in
 the cluster, and what a kill can cost, is bounded by configuration. Which ones does not matter: a
-shard that a long clip keeps open takes one place, and the others go on.
+shard that a long clip keeps open takes one place, and the others go on. And it knows whose the
+blocks are, which the driver does not look into.
 """
 
 from __future__ import annotations
@@ -57,12 +58,13 @@ class Counts:
 
 
 class ProgressCounter:
-    """The actor behind the line: sums of counts, and the gate of the source."""
+    """The actor behind the line: sums of counts, the gate of the source, and whose blocks are."""
 
     def __init__(self, window: int) -> None:
         self._counts = Counts()
         self._window = window
         self._committed = 0
+        self._shards: dict[str, str] = {}
 
     def add(self, counts: Counts) -> None:
         """Adds one encoder call's counts."""
@@ -72,13 +74,30 @@ class ProgressCounter:
         """The sums so far."""
         return self._counts
 
-    def commit(self) -> None:
+    def made(self, task: str, shard: str) -> None:
+        """Notes that the block which a task of Ray makes is of `shard`."""
+        self._shards[task] = shard
+
+    def shard_of(self, task: str) -> str:
+        """The shard of the block that a task has made."""
+        return self._shards[task]
+
+    def commit(self, shard: str) -> None:
         """Notes that one more shard of this run is committed."""
         self._committed += 1
+        self._shards = {task: other for task, other in self._shards.items() if other != shard}
 
     def is_open(self, position: int) -> bool:
         """Whether the run's shard number `position` may be read now."""
         return position < self._committed + self._window
+
+
+def tell_shard(progress: ActorHandle[Any], shard: str) -> None:
+    """Tells whose block the calling task makes; waits until that is noted."""
+    import ray  # noqa: PLC0415 (the command line's other jobs do without)
+
+    task = ray.get_runtime_context().get_task_id()
+    ray.get(progress.made.remote(task, shard))
 
 
 class ProgressLine:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 
 from pipeline import layout
 from pipeline.build import nest
-from pipeline.config import ComputeDevice, ComputeDtype, OutputDtype, RunConfig
+from pipeline.config import (
+    MOST_LIMIT,
+    MOST_TIMEOUT_S,
+    ComputeDevice,
+    ComputeDtype,
+    OutputDtype,
+    RunConfig,
+)
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.location import join
 from pipeline.manifest import Shard, read_shard
@@ -36,6 +43,8 @@ from pipeline.storage import storage_for
 _COMPUTE: dict[ComputeDtype, float] = {"float32": 1e-4, "bfloat16": 3e-2}
 # Storing rounds each side once more: half a unit of float16's 11 bits each.
 _OUTPUT: dict[OutputDtype, float] = {"float32": 0.0, "float16": 2**-11}
+# Bytes or pixels, and seconds: more than there are, and few enough to address and to count.
+_AMPLE, _AMPLE_S = MOST_LIMIT, MOST_TIMEOUT_S
 # Items at once: their patches are in memory together.
 _ROWS = 8
 _TOKEN_BUDGET = 1024
@@ -70,24 +79,40 @@ def recompute(output: str, count: int, seed: int) -> Recomputed:
     with newest_of(output, existing) as newest:
         done = {shard: marker for shard, marker in marked(output, existing) if marker is not None}
         chosen = _choose(_embedded(output, done, newest), count, random.Random(seed))
-        stages = _Stages(output, run) if chosen else None
-        for shard, positions in chosen.items():
-            assert stages is not None
-            stored = pq.read_table(_object(output, done[shard], layout.EMBEDDINGS))
-            if newest is not None:
-                stored = newest.current(shard.generation, stored)
-            segments = stages.level != "item" and _object(
-                output, done[shard], layout.SEGMENTS[stages.level]
-            )
-            for rows in _blocks(stored.take(positions)):
-                again = stages.embed(read_shard(output, shard), rows)
-                _compare(shard, rows, again, stages.tolerance, found)
-                if segments:
-                    ours = segment_table(again, stages.embedding, stages.level)
-                    these = pc.field("item_id").isin(pc.unique(ours["item_id"]))
-                    theirs = pq.read_table(segments, filters=these)
-                    _compare_segments(shard, theirs, ours, stages.tolerance, found)
+        if not chosen:
+            return found
+        with closing(_Stages(output, run)) as stages:
+            for shard, positions in chosen.items():
+                stored = pq.read_table(_object(output, done[shard], layout.EMBEDDINGS))
+                if newest is not None:
+                    stored = newest.current(shard.generation, stored)
+                rows = stored.take(positions)
+                _recompute_shard(
+                    output, shard, done[shard], stored=rows, stages=stages, found=found
+                )
     return found
+
+
+def _recompute_shard(
+    output: str,
+    shard: Shard,
+    marker: Marker,
+    *,
+    stored: pa.Table,
+    stages: _Stages,
+    found: Recomputed,
+) -> None:
+    segments = None
+    if stages.level != "item":
+        segments = _object(output, marker, layout.SEGMENTS[stages.level])
+    for rows in _blocks(stored):
+        again = stages.embed(read_shard(output, shard), rows)
+        _compare(shard, rows, again, stages.tolerance, found)
+        if segments is not None:
+            ours = segment_table(again, stages.embedding, stages.level)
+            these = pc.field("item_id").isin(pc.unique(ours["item_id"]))
+            theirs = pq.read_table(segments, filters=these)
+            _compare_segments(shard, theirs, ours, stages.tolerance, found)
 
 
 def _object(output: str, marker: Marker, folder: str) -> io.BytesIO:
@@ -144,14 +169,22 @@ class _Stages:
         self.level = config.level
         self.embedding = embedding_type(what.encoder.config.out_hidden_size, config.output_dtype)
         self.tolerance = _COMPUTE[dtype] + _OUTPUT[config.output_dtype]
-        # No limits: the very same bytes were within those of their run.
+        # The very same bytes were within the limits of their run, whatever those were.
         self._preprocess = Preprocess(
             PreprocessConfig(
-                max_file_bytes=sys.maxsize, max_source_pixels=sys.maxsize, options=what.images
+                max_file_bytes=_AMPLE,
+                max_source_pixels=_AMPLE,
+                decode_timeout_s=_AMPLE_S,
+                decoder_memory_bytes=_AMPLE,
+                options=what.processors,
             )
         )
         encode = EncodeConfig.of(config, what, _TOKEN_BUDGET)
         self._encode = Encode(replace(encode, dtype=dtype))
+
+    def close(self) -> None:
+        """Ends what they have started."""
+        self._preprocess.close()
 
     def embed(self, planned: pa.Table, stored: pa.Table) -> pa.Table:
         """`schema.encoded` rows of the stored ones, read in the very version that they have."""

@@ -13,11 +13,11 @@ from encoder import Glm4vVisionConfig, vision_tensors, write_vision_tower
 from pipeline import layout
 from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
 from pipeline.errors import StorageError, UsageError
-from pipeline.identity import Encoder, Identity, fingerprint, identity_of, reading
+from pipeline.identity import Encoder, Identity, fingerprint, identity_of
 from pipeline.location import join
+from pipeline.options import reading, recorded_options
 from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
-from processors import ImageOptions
 
 SCHEMA_VERSION = 2
 
@@ -34,7 +34,10 @@ class Recorded:
 
     def embed_config(self, free: RunConfig, output: str) -> EmbedConfig:
         """The command line that began the output, as far as results depend on it."""
-        names = ("min_pixels", "max_pixels", "level", "pool", "features", "normalize")
+        names = (
+            *("min_pixels", "max_pixels", "video_max_pixels", "fps", "max_frames", "animated"),
+            *("level", "pool", "features", "normalize"),
+        )
         return EmbedConfig(
             encoder=self.encoder.location,
             seed=self.seed or 0,
@@ -46,16 +49,9 @@ class Recorded:
 
     def identity(self, config: EmbedConfig, device: ComputeDevice) -> Identity:
         """`identity` of `config`, this one's, without a look at where the encoder came from."""
-        shape = self.encoder.config
-        images = ImageOptions(
-            min_pixels=self.semantics["min_pixels"] * shape.temporal_patch_size,
-            max_pixels=self.semantics["max_pixels"] * shape.temporal_patch_size,
-            patch_size=shape.patch_size,
-            temporal_patch_size=shape.temporal_patch_size,
-            merge_size=shape.spatial_merge_size,
-            patch_expand_factor=self.semantics["patch_expand_factor"],
+        return identity_of(
+            config, self.encoder, recorded_options(self.semantics, self.encoder.config), device
         )
-        return identity_of(config, self.encoder, images, device)
 
 
 def recorded(output: str) -> Recorded | None:
@@ -143,6 +139,8 @@ def record(config: EmbedConfig, identity: Identity) -> None:
         "limits": {
             "max_file_bytes": config.max_file_bytes,
             "max_source_pixels": config.max_source_pixels,
+            "decode_timeout_s": config.decode_timeout_s,
+            "decoder_memory_bytes": config.decoder_memory_bytes,
         },
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -11,10 +11,6 @@ from pipeline.identity import Identity
 # A shard is a block in memory and, in its intent, one PUT, which S3 bounds at 5 GiB.
 _MOST_SHARD_BYTES = 2 * 2**30
 
-# Of a clip: frames * height * width after resizing, and frames. The family's own.
-_VIDEO_PIXELS = 87_478_720
-_VIDEO_FRAMES = 640
-
 
 def default_shard_rows(what: Identity) -> int:
     """Items a shard where nothing else is said or planned."""
@@ -50,9 +46,9 @@ def _item_bytes(what: Identity) -> int:
 
 def _most_segments_and_tokens(what: Identity) -> tuple[int, int]:
     """The most that one item can have, be it a still or a clip."""
-    images = what.images
-    frames, token_pixels = images.temporal_patch_size, (images.patch_size * images.merge_size) ** 2
-    # Budgets of pixels count every frame of a segment.
-    tokens = max(images.max_pixels, _VIDEO_PIXELS) // (frames * token_pixels)
-    segments = -(-_VIDEO_FRAMES // frames)
-    return segments, tokens
+    options = what.processors
+    frames = options.videos.temporal_patch_size
+    token_pixels = (options.videos.patch_size * options.videos.merge_size) ** 2
+    # A clip's token has a place in every frame of a segment, a still's in the one there is.
+    pixels = max(options.most_still_pixels, options.most_clip_pixels // frames)
+    return options.sampling.most_frames // frames, pixels // token_pixels

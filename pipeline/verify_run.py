@@ -13,8 +13,9 @@ from encoder import (
 )
 from pipeline import layout
 from pipeline.errors import PatchflowError, UsageError
-from pipeline.identity import fingerprint, reading
+from pipeline.identity import fingerprint
 from pipeline.location import DIGEST_BYTES, file_digest, join
+from pipeline.options import reading
 from pipeline.record import Recorded, recorded
 from pipeline.storage import storage_for
 

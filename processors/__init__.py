@@ -19,6 +19,7 @@ from processors.sampling import VideoFamily, VideoSampling
 if TYPE_CHECKING:
     from processors.frame_patcher import FramePatcher
     from processors.image import GlmgaImageProcessor, GlmgaImageProcessorPil, ImageFeatures
+    from processors.media import Media, MediaInfo, MediaOptions, open_media
     from processors.resize import resize_pil, resize_torch, smart_resize
     from processors.video import (
         Glm4vVideoProcessor,
@@ -42,12 +43,16 @@ __all__ = [
     "ImageFeatures",
     "ImageFormat",
     "ImageOptions",
+    "Media",
+    "MediaInfo",
+    "MediaOptions",
     "VideoFamily",
     "VideoFeatures",
     "VideoMetadata",
     "VideoOptions",
     "VideoSampling",
     "decode_image",
+    "open_media",
     "patchify",
     "resize_pil",
     "resize_torch",
@@ -62,7 +67,11 @@ _LAZY = {
     "GlmgaImageProcessorPil": "processors.image",
     "GlmgaVideoProcessor": "processors.video",
     "ImageFeatures": "processors.image",
+    "Media": "processors.media",
+    "MediaInfo": "processors.media",
+    "MediaOptions": "processors.media",
     "VideoFeatures": "processors.video",
+    "open_media": "processors.media",
     "resize_pil": "processors.resize",
     "resize_torch": "processors.resize",
     "smart_resize": "processors.resize",

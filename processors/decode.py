@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -99,7 +100,7 @@ class _Source(io.BytesIO):
         return chunk
 
 
-def decode_image(data: bytes | memoryview, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
+def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF or GIF file.
 
     Of files with several images the first one counts: the first page of a TIFF, the first frame of
@@ -123,6 +124,29 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = DEFAULT_MAX_PIXE
             ``truncated``, ``corrupt`` or ``decoder_out_of_memory``.
         ValueError: If ``max_pixels`` is not positive.
     """
+    with open_picture(data, max_pixels=max_pixels) as image:
+        image.load()
+        pixels = pil_to_rgb(apply_orientation(image))
+    image_format = sniff_image_format(data)
+    assert image_format is not None
+    return DecodedImage(pixels=pixels, format=image_format)
+
+
+@contextmanager
+def open_picture(data: bytes, *, max_pixels: int) -> Iterator[ImageFile]:
+    """Opens a file with Pillow, and turns what goes wrong in the block into our errors.
+
+    Args:
+        data: The whole file.
+        max_pixels: Largest ``width * height``.
+
+    Yields:
+        The image, of which nothing is decoded yet.
+
+    Raises:
+        DecodeError: As ``decode_image``.
+        ValueError: If ``max_pixels`` is not positive.
+    """
     if max_pixels < 1:
         raise ValueError(f"max_pixels must be at least 1, got {max_pixels}")
     if not data:
@@ -140,20 +164,27 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = DEFAULT_MAX_PIXE
     # of ours, hence Exception.
     try:
         image = _PLUGINS[image_format](source)
-        _check_size(image, max_pixels=max_pixels)
-        image.load()
-        pixels = pil_to_rgb(_apply_orientation(image))
+        check_size(*image.size, max_pixels=max_pixels)
+        yield image
     except DecodeError:
         raise
     except Exception as error:
         _raise_decode_error(
             error, image_format=image_format, is_cut=_is_cut(data, source=source, image=image)
         )
-    return DecodedImage(pixels=pixels, format=image_format)
 
 
-def _check_size(image: ImageFile, *, max_pixels: int) -> None:
-    width, height = image.size
+def came_up_short(image: ImageFile) -> bool:
+    """Whether more bytes of an open picture were asked for than there are."""
+    return isinstance(image.fp, _Source) and image.fp.came_up_short
+
+
+def check_size(width: int, height: int, *, max_pixels: int) -> None:
+    """Refuses a picture or frame that is larger than allowed.
+
+    Raises:
+        DecodeError: With code ``too_large``, or ``corrupt`` where a side is not positive.
+    """
     if width < 1 or height < 1:
         raise DecodeError("corrupt", f"the header says {width} x {height} pixels")
     if width * height > max_pixels:
@@ -163,7 +194,8 @@ def _check_size(image: ImageFile, *, max_pixels: int) -> None:
         )
 
 
-def _apply_orientation(image: Image.Image) -> Image.Image:
+def apply_orientation(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF (or XMP) data say."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:
@@ -173,7 +205,7 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
     return image if transpose is None else image.transpose(transpose)
 
 
-def _is_cut(data: bytes | memoryview, *, source: _Source, image: ImageFile | None) -> bool:
+def _is_cut(data: bytes, *, source: _Source, image: ImageFile | None) -> bool:
     """Tells a file that ends too early from a broken one, where Pillow's message does not."""
     if data[:4] == b"RIFF":
         # libwebp fails in the same words for both, but RIFF states its length.

@@ -7,6 +7,13 @@ from typing import Final, Literal
 ImageFormat = Literal["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"]
 """The formats that are decoded, by Pillow's names for them."""
 
+VideoFormat = Literal["ASF", "AVI", "FLV", "MP4", "MPEG-PS", "MPEG-TS", "Matroska"]
+"""The containers that are opened. MP4 stands for its whole family: MOV, M4V, 3GP; Matroska for
+WebM too, ASF for WMV."""
+
+SNIFFED_BYTES: Final = 2048
+"""How much of a file's beginning is looked at."""
+
 _IMAGE_MAGIC: Final[tuple[tuple[bytes, ImageFormat], ...]] = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -19,10 +26,28 @@ _IMAGE_MAGIC: Final[tuple[tuple[bytes, ImageFormat], ...]] = (
     (b"BM", "BMP"),
 )
 
+_VIDEO_MAGIC: Final[tuple[tuple[bytes, VideoFormat], ...]] = (
+    (b"\x1aE\xdf\xa3", "Matroska"),
+    (b"FLV\x01", "FLV"),
+    (b"\x00\x00\x01\xba", "MPEG-PS"),
+    (b"0&\xb2u\x8ef\xcf\x11", "ASF"),
+)
+_MP4_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+# Packets, and where in them the sync byte is: plain, with a Blu-ray timecode in front, with
+# parity behind.
+_TS_PACKETS: Final = ((188, 0), (192, 4), (204, 0))
+_TS_SYNC: Final = 0x47
+
 # What people really have in their buckets between the pictures. Only for the error message.
 _OTHER_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"%PDF", "a PDF document"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+    (b"FLV\x01", "a Flash video (FLV)"),
+    (b"0&\xb2u\x8ef\xcf\x11", "a Windows Media file (ASF)"),
+    (b"\x00\x00\x01\xba", "an MPEG program stream"),
+    (b"\x00\x00\x01\xb3", "an MPEG video stream without a container"),
+    (b"#EXTM3U", "a playlist (M3U)"),
+    (b"ffconcat", "a list of files (ffconcat)"),
     (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
     (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
@@ -34,6 +59,7 @@ _OTHER_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"version https://git-lfs", "a Git LFS pointer: the file itself was not fetched"),
 )
 _HEIF_BRANDS: Final = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_AVIF_BRANDS: Final = (b"avif", b"avis")
 
 
 def sniff_image_format(data: bytes | memoryview) -> ImageFormat | None:
@@ -44,9 +70,35 @@ def sniff_image_format(data: bytes | memoryview) -> ImageFormat | None:
     return next((name for magic, name in _IMAGE_MAGIC if head.startswith(magic)), None)
 
 
+def sniff_video_format(data: bytes) -> VideoFormat | None:
+    """Names the container that ``data`` starts like, or None if it is none that is opened."""
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "AVI"
+    if data[4:8] in _MP4_BOXES and not _is_still(data):
+        return "MP4"
+    for magic, name in _VIDEO_MAGIC:
+        if data.startswith(magic):
+            return name
+    return "MPEG-TS" if _is_transport_stream(data) else None
+
+
+def _is_still(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in (*_HEIF_BRANDS, *_AVIF_BRANDS)
+
+
+def _is_transport_stream(data: bytes) -> bool:
+    for size, sync in _TS_PACKETS:
+        found = data[sync : sync + 5 * size : size]
+        if len(found) > 1 and set(found) == {_TS_SYNC}:
+            return True
+    # A recording may begin within a packet; then more evidence is asked for.
+    columns = (data[start : 10 * 188 : 188] for start in range(188))
+    return any(len(found) > 8 and set(found) == {_TS_SYNC} for found in columns)
+
+
 def describe_content(data: bytes | memoryview) -> str:
     """Says what ``data`` looks like, for the message that refuses it; a guess, never a parse."""
-    data = bytes(data[:512])
+    data = bytes(data[:SNIFFED_BYTES])
     for magic, description in _OTHER_MAGIC:
         if data.startswith(magic):
             return description
@@ -54,10 +106,14 @@ def describe_content(data: bytes | memoryview) -> str:
         brand = data[8:12]
         if brand in _HEIF_BRANDS:
             return "a HEIC/HEIF image"
-        return "an AVIF image" if brand in (b"avif", b"avis") else "an MP4 or QuickTime video"
+        return "an AVIF image" if brand in _AVIF_BRANDS else "an MP4 or QuickTime video"
+    if data[4:8] in _MP4_BOXES:
+        return "an MP4 or QuickTime video"
     if data[:4] == b"RIFF":
         return "an AVI video" if data[8:12] == b"AVI " else "a RIFF file that is no WebP"
-    head = data.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if _is_transport_stream(data):
+        return "an MPEG transport stream"
+    head = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"
     if b"<svg" in head:

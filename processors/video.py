@@ -40,7 +40,7 @@ class VideoFeatures(Features):
     video_metadata: list[VideoMetadata] | None = None
 
 
-class _VideoProcessor:
+class VideoProcessor:
     """All but the family's rule and defaults."""
 
     _family: ClassVar[VideoFamily]
@@ -213,7 +213,7 @@ class _VideoProcessor:
         return [clip[index] for index in indices], replace(metadata, frames_indices=indices)
 
 
-class GlmgaVideoProcessor(_VideoProcessor):
+class GlmgaVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
     Args:
@@ -228,7 +228,7 @@ class GlmgaVideoProcessor(_VideoProcessor):
     _defaults = VideoOptions()
 
 
-class Glm46VVideoProcessor(_VideoProcessor):
+class Glm46VVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
     Its frame rate goes by the clip's duration, so ``fps`` is refused.
@@ -245,7 +245,7 @@ class Glm46VVideoProcessor(_VideoProcessor):
     _defaults = VideoOptions(max_pixels=28 * 28 * 2 * 30000)
 
 
-class Glm4vVideoProcessor(_VideoProcessor):
+class Glm4vVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
     Args:

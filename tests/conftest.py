@@ -5,6 +5,7 @@
 pytest_plugins = [
     "tests.support.commands",
     "tests.support.photos",
+    "tests.support.clips",
     "tests.support.outputs",
     "tests.support.s3",
     "tests.support.crowd",

@@ -96,8 +96,7 @@ def test_a_room_needs_only_declared_dependencies(room: str) -> None:
 
 def test_every_declared_dependency_is_imported_somewhere() -> None:
     used = {DISTRIBUTION.get(name, name) for room in ROOMS for name in room_imports(room)}
-    # PyAV comes with the videos.
-    assert dependencies() - used <= {"av", "safetensors"}
+    assert dependencies() - used <= {"safetensors"}
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -26,6 +26,10 @@ _DEATH_LIMIT_S: Final = 1.0
 # All that a decoder has use for. Whatever else is there, credentials among it, stays out.
 _KEPT_VARIABLES: Final = ("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")
 _SET_VARIABLES: Final = {
+    # Most pictures find their memory where the one before left it, and the others take it in huge
+    # pages: having pages made, 4 KiB at a time, is half the cost of decoding 12 megapixels.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
+    ":glibc.malloc.trim_threshold=67108864",
     "OMP_NUM_THREADS": "1",  # Threads do not survive a fork.
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONSAFEPATH": "1",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, cast, get_args
 
 from processors.errors import DecodeError, ErrorCode
@@ -112,7 +112,7 @@ class Reply:
         """The message, ASCII."""
         fields: dict[str, Any] = {"item": self.item}
         if self.info is not None:
-            fields["info"] = asdict(self.info)
+            fields["info"] = vars(self.info)
         if self.frame is not None:
             fields["frame"] = self.frame
         if self.error is not None:

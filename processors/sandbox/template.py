@@ -6,7 +6,6 @@ python -m processors.sandbox.template SOCKET PARENT_PID
 from __future__ import annotations
 
 import gc
-import io
 import json
 import os
 import pickle
@@ -17,14 +16,10 @@ import sys
 import traceback
 from typing import NoReturn
 
-from PIL import Image
-
-from processors.media import MediaOptions, open_media
+from processors.media import open_media, warm_up
 from processors.sandbox.child import Open, run_child
 from processors.sandbox.lockdown import hide_memory, load_filter, offer_to_be_killed
 from processors.sandbox.protocol import MAX_MESSAGE_BYTES, Start
-
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 
 def main(open_file: Open = open_media) -> None:
@@ -45,19 +40,11 @@ def main(open_file: Open = open_media) -> None:
     offer_to_be_killed()
     hide_memory()  # from the children, who would infect those after them
     load_filter()
-    _warm_up()
+    warm_up()
     gc.collect()
     gc.freeze()  # Pages that the collector does not touch stay shared with the children.
     control.send(b"{}")  # ready
     _Template(control, parent, open_file).run()
-
-
-def _warm_up() -> None:
-    """Has every module loaded that decoding loads late: a child can load none."""
-    for name in _FORMATS:
-        file = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(file, name)
-        next(open_media(file.getvalue(), MediaOptions()).frames)
 
 
 class _Template:

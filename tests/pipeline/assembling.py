@@ -28,19 +28,28 @@ import ray  # noqa: E402 (comes after `quiet`)
 
 from pipeline.assemble import committed  # noqa: E402
 from pipeline.marker import Marker  # noqa: E402
+from pipeline.progress import ProgressCounter, tell_shard  # noqa: E402
+
+
+@ray.remote(num_cpus=0)
+def make(progress: Any, block: pa.Table) -> pa.Table:
+    tell_shard(progress, block["shard"][0].as_py())
+    return block
 
 
 class Owner:
     """Makes blocks that are lost without it."""
 
-    def put(self, block: pa.Table) -> list[Any]:
-        return [ray.put(block)]
+    def make(self, progress: Any, block: pa.Table) -> list[Any]:
+        ref = ray.put(block)
+        ray.get(progress.made.remote(ref.task_id().hex(), block["shard"][0].as_py()))
+        return [ref]
 
 
-def lose(block: pa.Table) -> Any:
+def lose(progress: Any, block: pa.Table) -> Any:
     """A reference to a block that is gone."""
     owner: Any = ray.remote(num_cpus=0)(Owner).remote()
-    (ref,) = ray.get(owner.put.remote(block))
+    (ref,) = ray.get(owner.make.remote(progress, block))
     ray.kill(owner)
     with suppress(ray.exceptions.ObjectLostError):
         while True:  # Which takes a moment.
@@ -52,9 +61,11 @@ def lose(block: pa.Table) -> Any:
 class Stream:
     """Blocks as the engine gives them."""
 
-    def __init__(self, blocks: list[pa.Table], lost: int) -> None:
+    def __init__(self, progress: Any, blocks: list[pa.Table], lost: int) -> None:
         kept = len(blocks) - lost
-        refs = [*map(ray.put, blocks[:kept]), *map(lose, blocks[kept:])]
+        refs = [make.remote(progress, block) for block in blocks[:kept]]
+        ray.wait(refs, num_returns=kept)
+        refs += [lose(progress, block) for block in blocks[kept:]]
         self._blocks = [
             SimpleNamespace(ref=ref, metadata=SimpleNamespace(num_rows=block.num_rows))
             for ref, block in zip(refs, blocks, strict=True)
@@ -66,11 +77,12 @@ class Stream:
 
 def run(path: Path) -> dict[str, Any]:
     config, blocks, lost = pickle.loads(path.read_bytes())
-    stream: Any = Stream(blocks, lost)
+    progress: Any = ray.remote(num_cpus=0)(ProgressCounter).remote(1)
+    stream: Any = Stream(progress, blocks, lost)
     shards = []
     error = None
     try:
-        for marker in committed(stream, config):
+        for marker in committed(stream, config, progress):
             shards.append(Marker.from_json(marker).shard)
     except Exception as raised:
         error = [kind.__name__ for kind in type(raised).__mro__]

@@ -13,14 +13,14 @@ from pipeline import schema
 from pipeline.build import Workers, block_rows, cuts, nest, window
 from pipeline.preprocess import PreprocessConfig, unnest
 from processors import ImageOptions
+from tests.support.preprocessing import preprocess_config
 
 MIB = 2**20
 Rows = Callable[..., pa.Table]
 
 
 def limits(max_pixels: int) -> PreprocessConfig:
-    options = ImageOptions(min_pixels=1, max_pixels=max_pixels)
-    return PreprocessConfig(max_file_bytes=1, max_source_pixels=1, options=options)
+    return preprocess_config(ImageOptions(min_pixels=1, max_pixels=max_pixels))
 
 
 def workers(preprocess: int, encode: int = 1) -> Workers:

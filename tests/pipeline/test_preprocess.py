@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from pipeline.build import nest
 from pipeline.errors import StorageError
 from pipeline.location import digest
 from pipeline.objects import Fetched
-from pipeline.preprocess import Preprocess, PreprocessConfig, unnest
+from pipeline.preprocess import Preprocess, unnest
 from pipeline.storage import storage_for
-from processors import DecodedImage, GlmgaImageProcessor, ImageOptions, decode_image
+from processors import GlmgaImageProcessor, ImageOptions, VideoOptions, decode_image
+from processors.sandbox import Decoding
+from tests.support.preprocessing import preprocess_config
 
 OPTIONS = ImageOptions(min_pixels=2 * 28 * 28, max_pixels=2 * 28 * 28 * 64)
 Photo = Callable[..., bytes]
@@ -28,10 +31,10 @@ Rows = Callable[..., pa.Table]
 
 
 @pytest.fixture(scope="module")
-def stage() -> Preprocess:
-    return Preprocess(
-        PreprocessConfig(max_file_bytes=200_000, max_source_pixels=500_000, options=OPTIONS)
-    )
+def stage() -> Iterator[Preprocess]:
+    config = preprocess_config(OPTIONS, max_file_bytes=200_000, max_source_pixels=500_000)
+    with closing(Preprocess(config)) as stage:
+        yield stage
 
 
 def nested(rows: pa.Table) -> pa.Table:
@@ -121,7 +124,7 @@ def test_every_row_comes_out_once_in_order_with_its_own_error(
         "6-many-pixels.png": "too_large",
         "7-many-bytes.jpg": "too_large",
         "8-corrupt.jpg": codes["8-corrupt.jpg"],
-        "9-clip.mp4": "unsupported_format",
+        "9-clip.mp4": "truncated",
         "a-other-version.png": "version_changed",
         "b-folder.png": "not_found",
         "c-missing.png": "not_found",
@@ -278,13 +281,15 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
             started.append(uri)
             return Fetched(data=data, version="1")
 
-    def decode(data: bytes, *, max_pixels: int) -> DecodedImage:
+    submit = stage._decoder.submit
+
+    def decode(data: bytes) -> Decoding:
         time.sleep(0.005)
         leads.append(len(started) - len(leads))
-        return decode_image(data, max_pixels=max_pixels)
+        return submit(data)
 
     monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Remembering())
-    monkeypatch.setattr("pipeline.preprocess.decode_image", decode)
+    monkeypatch.setattr(stage._decoder, "submit", decode)
     # 30 MiB each by their manifest: two are within the bound, three are not.
     rows = manifest_rows([f"/{n}.png" for n in range(40)], size_bytes=[30 * 2**20] * 40)
     run(stage, rows)
@@ -305,11 +310,14 @@ def test_an_item_on_s3_is_read_like_one_on_a_disk(
 
 
 def test_the_largest_item_bounds_the_patches() -> None:
-    config = PreprocessConfig(max_file_bytes=1, max_source_pixels=1, options=OPTIONS)
-    assert config.item_bytes == 3 * 28 * 28 * 201
+    assert preprocess_config(OPTIONS).item_bytes == 3 * 28 * 28 * 201
     larger = replace(OPTIONS, max_pixels=2 * 28 * 28 * 400)
-    config = PreprocessConfig(max_file_bytes=1, max_source_pixels=1, options=larger)
-    assert config.item_bytes == 3 * 28 * 28 * 400
+    assert preprocess_config(larger).item_bytes == 3 * 28 * 28 * 400
+    few = VideoOptions(max_frames=3, min_pixels=1, max_pixels=28 * 28)
+    assert preprocess_config(OPTIONS, few).clip_bytes == 3 * 28 * 28 * 201 * 4
+    assert preprocess_config(OPTIONS, few, animated="video").item_bytes == 3 * 28 * 28 * 201 * 4
+    many = VideoOptions(max_frames=3, max_pixels=28 * 28 * 1000)
+    assert preprocess_config(OPTIONS, many).clip_bytes == 3 * 28 * 28 * 1000
 
 
 @pytest.fixture(autouse=True)

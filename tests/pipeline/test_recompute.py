@@ -9,6 +9,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from pipeline.known import PlanReport
 from pipeline.location import digest
 from pipeline.manifest import Generation, Shard, generations, read_shard, shards_of
 from pipeline.marker import Marker
-from pipeline.preprocess import Preprocess, PreprocessConfig
+from pipeline.preprocess import Preprocess
 from pipeline.recompute import _choose, recompute
 from pipeline.record import record
 from pipeline.schema import embedding_type
 from pipeline.verify import verify
+from tests.support.preprocessing import preprocess_config
 
 Freeze = Callable[..., tuple[PlanReport, Generation | None]]
 Photo = Callable[..., bytes]
@@ -64,9 +66,7 @@ def embed(output: str, device: Any = "cpu", **options: Any) -> None:
     config = EmbedConfig(output=output, **options)
     what = identity(config, device)
     record(config, what)
-    preprocess = Preprocess(
-        PreprocessConfig(max_file_bytes=10**6, max_source_pixels=10**6, options=what.images)
-    )
+    preprocess = Preprocess(preprocess_config(what.processors.images, what.processors.videos))
     encode = Encode(
         EncodeConfig(
             location=config.encoder,
@@ -81,22 +81,23 @@ def embed(output: str, device: Any = "cpu", **options: Any) -> None:
             output_dtype=config.output_dtype,
         )
     )
-    for generation in generations(output):
-        shards = list(shards_of(generation, without=set()))
-        width = what.encoder.config.out_hidden_size
-        commit = CommitConfig(
-            output=output,
-            run="test",
-            fingerprint=fingerprint(what.semantics),
-            partition_by=generation.partition_by,
-            columns=tuple(generation.columns),
-            level=config.level,
-            embedding=embedding_type(width, config.output_dtype),
-            rows={shard.id: shard.rows for shard in shards},
-        )
-        for shard in shards:
-            block = nest(read_shard(output, shard), [0, shard.rows])
-            commit_shard(encode(preprocess(block)), commit)
+    with closing(preprocess):
+        for generation in generations(output):
+            shards = list(shards_of(generation, without=set()))
+            width = what.encoder.config.out_hidden_size
+            commit = CommitConfig(
+                output=output,
+                run="test",
+                fingerprint=fingerprint(what.semantics),
+                partition_by=generation.partition_by,
+                columns=tuple(generation.columns),
+                level=config.level,
+                embedding=embedding_type(width, config.output_dtype),
+                rows={shard.id: shard.rows for shard in shards},
+            )
+            for shard in shards:
+                block = nest(read_shard(output, shard), [0, shard.rows])
+                commit_shard(encode(preprocess(block)), commit)
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from pipeline.identity import Identity, identity
 from pipeline.manifest import generations
 from pipeline.shard_size import check_shard_size, default_shard_rows
 
-# Of a clip: 87,478,720 pixels / (2 * 28 * 28), and 640 / 2 segments.
-TOKENS, SEGMENTS = 55790, 320
+# Of a clip: 640 / 2 segments, and 201 tokens in each that is a strip; without strips there are
+# 87,478,720 / (2 * 28 * 28) = 55,790.
+SEGMENTS, TOKENS = 320, 320 * 201
 
 
 def what(encoder: str, **options: Any) -> Identity:
@@ -82,7 +83,7 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize(
     ("options", "rows"),
-    [({}, 4096), ({"level": "frame"}, 4096), ({"level": "token"}, 74), ({"shard_rows": 9}, 9)],
+    [({}, 4096), ({"level": "frame"}, 4096), ({"level": "token"}, 64), ({"shard_rows": 9}, 9)],
 )
 def test_what_is_planned_first_is_planned_for_its_level(
     tmp_path: Path, write_manifest: Callable[..., str], options: dict[str, Any], rows: int

@@ -158,7 +158,7 @@ def test_nothing_that_is_denied_succeeds(decoder: Decoder, monkeypatch: pytest.M
     done, _, environment = error.message.partition("; environment: ")
     assert done == "done: nothing"
     allowed = "LANG LC_CTYPE LC_TEST LD_LIBRARY_PATH OMP_NUM_THREADS OPENBLAS_NUM_THREADS PATH "
-    allowed += "PYTHONPATH PYTHONSAFEPATH"
+    allowed += "PYTHONPATH PYTHONSAFEPATH GLIBC_TUNABLES"
     assert set(environment.split()) <= set(allowed.split())
     assert "LC_TEST" in environment
 

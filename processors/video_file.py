@@ -1,0 +1,162 @@
+"""A video file in memory, opened with PyAV so that it reaches nothing but its own bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import av
+from av.codec.context import ThreadType
+from av.error import DecoderNotFoundError, PatchWelcomeError
+from av.stream import Discard, Disposition
+
+from processors.decode import check_size
+from processors.errors import DecodeError
+from processors.formats import VideoFormat
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+_DEMUXERS: Final[dict[VideoFormat, str]] = {
+    "ASF": "asf",
+    "AVI": "avi",
+    "FLV": "flv",
+    "MP4": "mov",
+    "MPEG-PS": "mpeg",
+    "MPEG-TS": "mpegts",
+    "Matroska": "matroska",
+}
+_PICTURES: Final = Disposition.attached_pic | Disposition.timed_thumbnails
+_SEEK_FAILED: Final = -1
+_MOST_PIXELS: Final = 2**31 - 1  # that FFmpeg takes as a limit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoFile:
+    """What is needed to open a video file, as often as it is decoded.
+
+    Attributes:
+        data: The whole file.
+        video_format: Its container; no other is tried.
+        max_pixels: Largest ``width * height`` of a frame.
+    """
+
+    data: bytes | memoryview
+    video_format: VideoFormat
+    max_pixels: int
+
+    def open(self) -> tuple[InputContainer, VideoStream]:
+        """Reads the headers, and finds the stream that players would show.
+
+        The demuxer is named and alone on the white list, no protocol is, and whatever a file asks
+        to open beside itself is denied: a playlist that is called a video opens nothing. Decoders
+        run in the calling thread.
+
+        Raises:
+            DecodeError: As ``VideoReader`` does.
+        """
+        demuxer = _DEMUXERS[self.video_format]
+        with self.errors():
+            container = av.open(
+                _MemoryFile(self.data),
+                mode="r",
+                format=demuxer,
+                container_options={"format_whitelist": demuxer, "protocol_whitelist": "none"},
+                # For what is decoded while the headers are read.
+                options={"max_pixels": str(self._max_coded_pixels), "threads": "1"},
+                metadata_errors="replace",
+                io_open=_deny,
+            )
+        try:
+            with self.errors():
+                return container, self._prepare_stream(container)
+        except DecodeError:
+            container.close()
+            raise
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """The one place where whatever PyAV raises becomes one of ours."""
+        try:
+            yield
+        except DecodeError:
+            raise
+        except Exception as error:
+            _raise_decode_error(error, video_format=self.video_format)
+
+    @property
+    def _max_coded_pixels(self) -> int:
+        # Decoders count whole blocks, up to 64 pixels on each side more than is shown.
+        return min(2 * self.max_pixels + 2**16, _MOST_PIXELS)
+
+    def _prepare_stream(self, container: InputContainer) -> VideoStream:
+        stream = _choose_stream(container, self.video_format)
+        codec = stream.codec_context
+        if codec is None:
+            raise DecodeError(
+                "unsupported_format", f"{self.video_format}: there is no decoder for its codec"
+            )
+        if codec.width and codec.height:
+            check_size(codec.width, codec.height, max_pixels=self.max_pixels)
+        codec.thread_count = 1
+        codec.thread_type = ThreadType.NONE
+        codec.options = {"max_pixels": str(self._max_coded_pixels)}
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        return stream
+
+
+class _MemoryFile:
+    """Bytes as PyAV reads files, without a copy of them; without a name, which FFmpeg may open."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = data
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        chunk = bytes(self._data[self._position : self._position + size])
+        self._position += len(chunk)
+        return chunk
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        position = (0, self._position, len(self._data))[whence] + offset
+        if position < 0:
+            # What is raised here, PyAV raises at some later call.
+            return _SEEK_FAILED
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+
+def _deny(url: str, _flags: int, _options: dict[str, str]) -> NoReturn:
+    raise PermissionError(f"it refers to {url!r}: files are read by themselves only")
+
+
+def _choose_stream(container: InputContainer, video_format: VideoFormat) -> VideoStream:
+    clips = [stream for stream in container.streams.video if not stream.disposition & _PICTURES]
+    if not clips:
+        kinds = {stream.type for stream in container.streams}
+        found = ", ".join(sorted("cover art" if kind == "video" else kind for kind in kinds))
+        raise DecodeError("no_video_stream", f"{video_format}: found {found or 'no streams'} only")
+    best = container.streams.best("video")
+    return next((stream for stream in clips if stream is best), clips[0])
+
+
+def _raise_decode_error(error: Exception, *, video_format: VideoFormat) -> NoReturn:
+    # Without FFmpeg's number, and the name that the file does not have.
+    detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    message = f"{video_format}: {detail}"
+    if isinstance(error, MemoryError):
+        raise DecodeError("decoder_out_of_memory", message) from error
+    if isinstance(error, EOFError):
+        raise DecodeError("truncated", message) from error
+    unsupported = PermissionError, NotImplementedError, DecoderNotFoundError, PatchWelcomeError
+    if isinstance(error, unsupported):
+        raise DecodeError("unsupported_format", message) from error
+    raise DecodeError("corrupt", message) from error

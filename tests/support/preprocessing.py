@@ -1,0 +1,33 @@
+"""The preprocessing stage's configuration, as tests want it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.options import ProcessorOptions
+from pipeline.preprocess import PreprocessConfig
+from processors import ImageOptions, VideoOptions
+
+
+def preprocess_config(
+    images: ImageOptions | None = None,
+    videos: VideoOptions | None = None,
+    *,
+    family: Any = "glmga",
+    animated: Any = "image",
+    **limits: Any,
+) -> PreprocessConfig:
+    """One with limits that only hostile files reach, but for those given."""
+    ample = {
+        "max_file_bytes": 10**7,
+        "max_source_pixels": 10**7,
+        "decode_timeout_s": 60.0,
+        "decoder_memory_bytes": 2**29,
+    }
+    options = ProcessorOptions(
+        images=images or ImageOptions(),
+        family=family,
+        videos=videos or VideoOptions(),
+        animated=animated,
+    )
+    return PreprocessConfig(**(ample | limits), options=options)
