@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import fsspec
@@ -142,13 +142,15 @@ def processor_options(
                 **sizes,
             ),
             family=family,
-            videos=_video_processor(
-                family,
-                _kept(video, ("patch_expand_factor", *_RATES[family]))
-                | _kept(vars(config), ("fps", "max_frames"))
-                | _clip_budget(config, video, _video_processor(family, {}).options)
-                | sizes,
-            ).options,
+            videos=_settled(
+                _video_processor(
+                    family,
+                    _kept(video, ("patch_expand_factor", *_RATES[family]))
+                    | _kept(vars(config), ("fps", "max_frames"))
+                    | _clip_budget(config, video, _video_processor(family, {}).options)
+                    | sizes,
+                )
+            ),
             animated=config.animated,
         )
     except ValueError as error:
@@ -200,6 +202,17 @@ def _sizes(shape: Glm4vVisionConfig) -> dict[str, Any]:
         "temporal_patch_size": shape.temporal_patch_size,
         "merge_size": shape.spatial_merge_size,
     }
+
+
+def _settled(processor: VideoProcessor) -> VideoOptions:
+    """Its options, with the family's rates where none was given: one is as good as the other."""
+    sampling = processor.sampling
+    return replace(
+        processor.options,
+        fps=sampling.fps,
+        max_frames=sampling.max_frames,
+        max_duration=sampling.max_duration,
+    )
 
 
 def _still_budget(config: EmbedConfig, brought: dict[str, Any], frames: int) -> dict[str, Any]:

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 VideoFamily = Literal["glmga", "glm46v", "glm4v"]
 
-_FPS: Final = 2.0
-_MAX_FRAMES: Final = 640
-_MAX_DURATION_S: Final = 300.0
+_DEFAULTS: Final[dict[VideoFamily, dict[str, float]]] = {
+    "glmga": {"fps": 2.0, "max_frames": 640},
+    "glm46v": {"max_frames": 640},
+    "glm4v": {"fps": 2.0, "max_duration": 300.0},
+}
 
 # Of glm46v: temporal patches a second, for clips of up to so many seconds; longer ones count as the
 # longest.
@@ -50,6 +52,7 @@ class VideoSampling:
         fps: Frames a second; None for the family's 2. Not for glm46v, which has its schedule.
         max_frames: Most frames; None for the family's 640, for glm4v as many as its rule gives.
         max_duration: Seconds, of glm4v alone; None for its 300.
+            Each of the three is the family's own afterwards where it was None and there is one.
         temporal_patch_size: Frames in a patch, by which glm46v's schedule goes.
 
     Raises:
@@ -85,12 +88,18 @@ class VideoSampling:
                 "use max_frames"
             )
 
+        # Frozen, so the defaults are settled behind its back.
+        for name, value in _DEFAULTS[self.family].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
     @property
     def most_frames(self) -> int:
         """The most indices that there are of a clip, whatever its metadata say."""
-        most = self.max_frames or _MAX_FRAMES
-        if self.family == "glm4v" and self.max_frames is None:
-            most = int((self.max_duration or _MAX_DURATION_S) * (self.fps or _FPS))
+        most = self.max_frames
+        if most is None:
+            assert self.max_duration and self.fps
+            most = int(self.max_duration * self.fps)
         return max(2, most + most % 2)
 
     def indices(self, metadata: VideoMetadata) -> NDArray[np.int64]:
@@ -109,12 +118,14 @@ class VideoSampling:
         """
         clip = _clip(metadata)
         if self.family == "glmga":
-            frames = _sample_glmga(clip, self.fps or _FPS, self.max_frames or _MAX_FRAMES)
+            assert self.fps and self.max_frames
+            frames = _sample_glmga(clip, self.fps, self.max_frames)
         elif self.family == "glm46v":
-            frames = _sample_glm46v(clip, self.max_frames or _MAX_FRAMES, self.temporal_patch_size)
+            assert self.max_frames
+            frames = _sample_glm46v(clip, self.max_frames, self.temporal_patch_size)
         else:
-            duration_s = self.max_duration or _MAX_DURATION_S
-            frames = _sample_glm4v(clip, self.fps or _FPS, duration_s, self.max_frames)
+            assert self.fps and self.max_duration
+            frames = _sample_glm4v(clip, self.fps, self.max_duration, self.max_frames)
         distinct = np.unique(frames)
         if len(distinct) < (2 if self.family == "glmga" else 1):
             distinct = np.unique([0, clip.total - 1])[: self.max_frames]

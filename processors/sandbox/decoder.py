@@ -99,8 +99,10 @@ class Decoder:
         self._limits = limits or DecoderLimits()
         self._options = options or MediaOptions()
         sampling = self._options.sampling
-        if sampling is not None and (sampling.max_frames or 0) > MAX_FRAMES:
-            raise ValueError(f"max_frames must be {MAX_FRAMES} or fewer, got {sampling.max_frames}")
+        if sampling is not None and sampling.most_frames > MAX_FRAMES:
+            raise ValueError(
+                f"{MAX_FRAMES} frames of a clip are the most, got {sampling.most_frames}"
+            )
         self._memory = SharedMemory(
             max_file_bytes=self._limits.max_file_bytes, max_pixels=self._options.max_pixels
         )

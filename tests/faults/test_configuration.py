@@ -12,13 +12,17 @@ from PIL import Image
 from pipeline.config import EmbedConfig
 from pipeline.errors import UsageError
 from pipeline.identity import identity
-from pipeline.record import check_resumable, record
+from pipeline.record import check_resumable, record, recorded
 
 SEMANTIC = {
     "encoder": ("small", "encoder_digest"),
     "seed": (1, "encoder_digest"),
     "min_pixels": (784, "min_pixels"),
     "max_pixels": (50176, "max_pixels"),
+    "video_max_pixels": (10**6, "video_max_pixels"),
+    "fps": (1.0, "fps"),
+    "max_frames": (32, "max_frames"),
+    "animated": ("video", "animated"),
     "level": ("frame", "level"),
     "pool": ("max", "pool"),
     "features": ("last_hidden_state", "features"),
@@ -32,6 +36,8 @@ FREE = {
     "token_budget": 77,
     "max_file_bytes": 12345,
     "max_source_pixels": 12345,
+    "decode_timeout_s": 12.5,
+    "decoder_memory_bytes": 10**9,
     "shards": "0:1",
     "verbose": True,
 }
@@ -60,6 +66,13 @@ def test_another_semantic_field_is_refused_by_its_name(name: str, begun: EmbedCo
 @pytest.mark.parametrize("name", FREE)
 def test_a_free_field_may_change(name: str, begun: EmbedConfig) -> None:
     assert resume(begun, **{name: FREE[name]})
+
+
+@pytest.mark.parametrize("name", ["min_pixels", "max_pixels", "video_max_pixels", "fps"])
+def test_a_default_that_is_given_is_the_default(name: str, begun: EmbedConfig) -> None:
+    run = recorded(begun.output)
+    assert run is not None
+    assert resume(begun, **{name: run.semantics[name]})
 
 
 def test_every_field_is_one_or_the_other() -> None:

@@ -271,7 +271,7 @@ def test_a_block_may_hold_more_values_than_32_bits_count(
     manifest_rows: Callable[..., pa.Table], encoded_block: Callable[..., pa.Table]
 ) -> None:
     width, tokens = 2048, 2**20 + 2
-    block = encoded_block(manifest_rows(["/0.jpg", "/1.jpg"]), 2, width=width, level="token")
+    block = encoded_block(manifest_rows(["/0.jpg", "/1.jpg"]), width=width, level="token")
     # Memory that is never touched is never there.
     values = pa.array(np.zeros(tokens * width, np.float16))
     lists = pa.LargeListArray.from_arrays([0, width, tokens * width], values)

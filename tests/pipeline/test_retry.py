@@ -309,6 +309,8 @@ def test_free_options_are_the_commands_own(tmp_path: Path) -> None:
         token_budget=4,
         max_file_bytes=5,
         max_source_pixels=6,
+        decode_timeout_s=7.5,
+        decoder_memory_bytes=8,
         verbose=True,
     )
     config = run.embed_config(free, str(tmp_path))
@@ -317,4 +319,7 @@ def test_free_options_are_the_commands_own(tmp_path: Path) -> None:
         pool="max",
         min_pixels=run.semantics["min_pixels"],
         max_pixels=run.semantics["max_pixels"],
+        video_max_pixels=87_478_720,
+        fps=2.0,
+        max_frames=640,
     )

@@ -132,6 +132,8 @@ def test_frames_by_time_are_those_that_a_look_at_every_frame_finds(
     indices = chosen(total, fps, duration, fps=wanted)
     if 2 <= number == len(found) <= total:
         assert sorted(set(indices)) == found
+    elif 2 <= number <= total and len(found) == 1 < total:
+        assert indices == [0, total - 1]  # the deliberate difference
     elif 2 <= number <= total:
         assert indices[-1] == (found[-1] if len(found) < number else total - 1)
 

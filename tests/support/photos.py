@@ -89,6 +89,7 @@ def _write_bad(folder: Path, cut: Callable[[str], bytes]) -> dict[str, str]:
     from PIL import Image
 
     jpeg, png, webp = cut(".jpg"), cut(".png"), cut(".webp")
+    clip = _clip(cut(".jpg"))
     broken = bytearray(cut(".png"))
     broken[len(broken) // 2] ^= 255
     sliver = io.BytesIO()
@@ -101,7 +102,7 @@ def _write_bad(folder: Path, cut: Callable[[str], bytes]) -> dict[str, str]:
         "empty.jpg": (b"", "empty"),
         "flipped bits.png": (bytes(broken), "corrupt"),
         "text.jpg": (b"This was never a photo.\n" * 40, "unsupported_format"),
-        "video.mp4": (_video(cut(".jpg")), "unsupported_format"),
+        "cut short.mp4": (clip[: len(clip) * 2 // 3], "truncated"),
         "sliver.png": (sliver.getvalue(), "aspect_ratio"),
     }
     for name, (data, _) in files.items():
@@ -109,7 +110,7 @@ def _write_bad(folder: Path, cut: Callable[[str], bytes]) -> dict[str, str]:
     return {name: code for name, (_, code) in files.items()}
 
 
-def _video(photo: bytes) -> bytes:
+def _clip(photo: bytes) -> bytes:
     import av
     from PIL import Image
 
