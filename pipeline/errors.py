@@ -5,6 +5,7 @@ PatchflowError                one clear line for a person; `exit_code` for the s
 |- StorageError         (1)   storage, credentials or network failed; resumable
 |  |- RefusedError            storage does not let us have one object, or any
 |- ClusterError         (1)   Ray did not start, or could not be joined
+|- MachineError         (1)   a machine cannot start decoder processes; resumable
 |- DeviceError          (1)   what the encoder runs on keeps failing; resumable
 |- InternalError        (1)   an invariant of ours does not hold; shards stay open
 |- ResizedError         (1)   machines came or went; the run is laid out anew
@@ -41,6 +42,10 @@ class RefusedError(StorageError):
 
 class ClusterError(PatchflowError):
     """Ray did not start, or its cluster could not be joined."""
+
+
+class MachineError(PatchflowError):
+    """A machine cannot do its part: no file can be decoded there. The run can be resumed."""
 
 
 class DeviceError(PatchflowError):

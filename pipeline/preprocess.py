@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,13 +18,13 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.blame import fetch_item
-from pipeline.errors import ItemError
+from pipeline.errors import ItemError, MachineError
 from pipeline.location import digest
 from pipeline.objects import Fetched
 from pipeline.options import ProcessorOptions
 from pipeline.storage import storage_for
 from processors import AspectRatioError, DecodeError, MediaOptions
-from processors.sandbox import Decoder, DecoderLimits, Decoding
+from processors.sandbox import Decoder, DecoderLimits, Decoding, SandboxError
 
 # Enough requests in flight to hide an object store's latency behind decoding, and few enough
 # bytes that a call's memory stays small beside its output.
@@ -90,32 +91,33 @@ class Preprocess:
         self._config = config
         self._images = GlmgaImageProcessor(**vars(config.options.images))
         self._videos = config.options.video_processor()
-        self._decoder = Decoder(
-            limits=DecoderLimits(
-                timeout_s=config.decode_timeout_s,
-                memory_bytes=config.decoder_memory_bytes,
-                max_file_bytes=config.max_file_bytes,
-            ),
-            options=MediaOptions(
-                max_pixels=config.max_source_pixels,
-                sampling=config.options.sampling,
-                animated=config.options.animated,
-            ),
-        )
+        self._decoder: Decoder | None = None
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
         self._decoding = threading.Lock()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """A nested block of `schema.MANIFEST` rows to as many `schema.preprocessed` rows."""
+        """A nested block of `schema.MANIFEST` rows to as many `schema.preprocessed` rows.
+
+        Raises:
+            StorageError: Storage failed, whatever the item.
+            MachineError: Decoder processes cannot be had here.
+        """
         rows = unnest(block)
         fetched = self._fetch(rows)
         first = next(fetched, None)  # Under way before the other call has done its decoding.
         with self._decoding:
-            return _table(rows, list(self._items(chain([first] if first else [], fetched))))
+            try:
+                items = list(self._items(chain([first] if first else [], fetched)))
+            except SandboxError as error:
+                raise MachineError(
+                    f"{socket.gethostname()}: {error}; shards stay open, run the same command again"
+                ) from error
+        return _table(rows, items)
 
     def close(self) -> None:
         """Ends the decoder process and the threads that fetch, as the end of this process does."""
-        self._decoder.close()
+        if self._decoder is not None:
+            self._decoder.close()
         self._fetchers.shutdown()
 
     def _items(self, fetched: Iterable[tuple[str | None, Future[Fetched]]]) -> Iterator[_Item]:
@@ -144,7 +146,26 @@ class Preprocess:
             item.error = error
             return item, None
         item.version, item.content_hash = found.version, digest(found.data)
+        if self._decoder is None:
+            # Not in `__init__`: Ray leaves the calls of an actor that raises there waiting for
+            # ever, if it is not the actor's first process (Ray 2.60).
+            self._decoder = self._start_decoder()
         return item, self._decoder.submit(found.data)
+
+    def _start_decoder(self) -> Decoder:
+        config = self._config
+        return Decoder(
+            limits=DecoderLimits(
+                timeout_s=config.decode_timeout_s,
+                memory_bytes=config.decoder_memory_bytes,
+                max_file_bytes=config.max_file_bytes,
+            ),
+            options=MediaOptions(
+                max_pixels=config.max_source_pixels,
+                sampling=config.options.sampling,
+                animated=config.options.animated,
+            ),
+        )
 
     def _finish(self, item: _Item, decoding: Decoding | None) -> _Item:
         if decoding is None:

@@ -16,13 +16,23 @@ import pytest
 
 from pipeline import schema
 from pipeline.build import nest
-from pipeline.errors import StorageError
+from pipeline.errors import MachineError, StorageError
 from pipeline.location import digest
 from pipeline.objects import Fetched
 from pipeline.preprocess import Preprocess, unnest
 from pipeline.storage import storage_for
-from processors import GlmgaImageProcessor, ImageOptions, VideoOptions, decode_image
-from processors.sandbox import Decoding
+from processors import (
+    GlmgaImageProcessor,
+    GlmgaVideoProcessor,
+    ImageOptions,
+    MediaOptions,
+    VideoOptions,
+    VideoSampling,
+    decode_image,
+    open_media,
+)
+from processors.sandbox import Decoder, Decoding
+from tests.support.clips import PATTERN, X264, ClipMaker
 from tests.support.preprocessing import preprocess_config
 
 OPTIONS = ImageOptions(min_pixels=2 * 28 * 28, max_pixels=2 * 28 * 28 * 64)
@@ -281,7 +291,8 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
             started.append(uri)
             return Fetched(data=data, version="1")
 
-    submit = stage._decoder.submit
+    decoder = stage._start_decoder()
+    submit = decoder.submit
 
     def decode(data: bytes) -> Decoding:
         time.sleep(0.005)
@@ -289,10 +300,12 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
         return submit(data)
 
     monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Remembering())
-    monkeypatch.setattr(stage._decoder, "submit", decode)
+    monkeypatch.setattr(decoder, "submit", decode)
+    monkeypatch.setattr(stage, "_decoder", decoder)
     # 30 MiB each by their manifest: two are within the bound, three are not.
     rows = manifest_rows([f"/{n}.png" for n in range(40)], size_bytes=[30 * 2**20] * 40)
-    run(stage, rows)
+    with decoder:
+        run(stage, rows)
     assert len(leads) == 40
     assert max(leads) == 2
     assert leads.count(2) > 20
@@ -338,3 +351,54 @@ def test_the_patches_of_a_block_lie_in_one_buffer(
     _, offsets, data = out["patches"].combine_chunks().buffers()
     assert np.frombuffer(offsets, np.int64).tolist() == [0, 16 * 588, 32 * 588, 48 * 588]
     assert len(data) == 48 * 588
+
+
+def test_a_machine_without_decoder_processes_fails_the_call_and_no_item(
+    tmp_path: Path, photo: Photo, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "_template_module", "no_such_template")
+    (tmp_path / "x.png").write_bytes(photo(30, 30))
+    rows = manifest_rows([f"{tmp_path}/x.png"])
+    with closing(Preprocess(preprocess_config())) as stage:
+        for _ in range(2):
+            with pytest.raises(MachineError, match=r"cannot be started: .*again$"):
+                stage(nested(rows))
+        monkeypatch.undo()
+        assert [row["error_code"] for row in run(stage, rows)] == [None]
+
+
+def test_a_clip_among_images_is_a_row_like_any_other(
+    stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows, clips: ClipMaker
+) -> None:
+    data = clips.make("h264.mp4", *PATTERN, *X264).read_bytes()
+    for name in ("b.mp4", "c.jpg"):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "a.png").write_bytes(photo(30, 30))
+    (tmp_path / "d.png").write_bytes(photo(40, 30))
+    names = [f"{tmp_path}/{name}" for name in ("a.png", "b.mp4", "c.jpg", "d.png", "a.png")]
+    kinds = ["image", "video", "image", "image", "video"]
+    found = run(stage, manifest_rows(names, media_type=kinds))
+    media = open_media(data, MediaOptions(sampling=VideoSampling()))
+    patcher = GlmgaVideoProcessor().patcher(2, 48, 64)
+    for frame in media.frames:
+        patcher.add(frame)
+    patches, grid = patcher.finish()
+    assert media.info.indices == (0, 9)
+    row = found[1]
+    assert row.pop("patches") == patches.tobytes()
+    assert row == {
+        "content_hash": digest(data),
+        "width": 64,
+        "height": 48,
+        "num_frames": 10,
+        "duration_s": 0.4,
+        "grid_thw": list(grid),
+        "timestamps": [0.0],
+        "stage": None,
+        "error_code": None,
+        "error_message": None,
+        "attempts": None,
+    }
+    assert failure(found[2])[1:3] == ("unsupported_format", "a clip that is listed as an image")
+    assert [row["error_code"] for row in (found[0], found[3], found[4])] == [None] * 3
+    assert found[4]["timestamps"] is None
