@@ -6,6 +6,7 @@ pytest_plugins = [
     "tests.support.commands",
     "tests.support.photos",
     "tests.support.clips",
+    "tests.support.broken",
     "tests.support.outputs",
     "tests.support.s3",
     "tests.support.crowd",

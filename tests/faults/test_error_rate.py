@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,26 @@ def test_past_the_error_rate_a_run_stops_early_with_the_top_codes_and_can_be_res
     score.rows(map(str, mostly_bad.iterdir()), output.terminal())
     score.objects(verify(str(output.folder)).breaches)
     assert len(output.rows("errors")) == 9 * SHARD_ROWS
+
+
+@pytest.mark.parametrize(("rate", "code"), [(1.0, 0), (0.9, 3)])
+def test_nothing_but_broken_photos_and_clips_end_in_a_summary_by_code(
+    rate: float, code: int, broken, commands, output_at, tmp_path, score
+) -> None:
+    folder, output = tmp_path / "broken", output_at(tmp_path / "output")
+    folder.mkdir()
+    for name, (data, _) in broken.items():
+        (folder / name).write_bytes(data)
+    args = ("--output", output.folder, "--max-error-rate", rate, "--preprocess-actors", 1)
+    done = commands.run("embed", folder, *args)
+    assert (done.code, done.left_behind) == (code, []), str(done)
+    rows = output.rows("errors")
+    assert {Path(row["uri"]).name: row["error_code"] for row in rows} == {
+        name: error for name, (_, error) in broken.items()
+    }
+    counts = Counter(error for _, error in broken.values())
+    shown = counts if code == 0 else dict(counts.most_common(3))
+    summary = done.out if code == 0 else done.err.splitlines()[-1]
+    assert all(f"{error} {count}" in summary for error, count in shown.items()), str(done)
+    score.rows((str(folder / name) for name in broken), output.terminal())
+    score.objects(verify(str(output.folder)).breaches)

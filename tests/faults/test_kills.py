@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import psutil
 import pytest
 
 from pipeline.verify import verify
+from tests.support.clips import real_clip
 from tests.support.commands import title_of
 from tests.support.crowd import SHARDS
 
 PREPROCESS = "ray::MapWorker(MapBatches(Preprocess"
 ENCODE = "ray::MapWorker(MapBatches(Encode"
 COMMIT = "ray::commit_blocks"
+DECODER = "processors.sandbox.template"
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,37 @@ def test_a_run_survives_the_death_of_its_commit_tasks(
     assert output.rows("errors") == crowd.errors
     score.rows(crowd.originals, output.terminal())
     score.objects(verify(str(output.folder)).breaches)
+
+
+def test_a_driver_that_is_killed_leaves_no_decoder_process_behind(
+    commands, output_at, tmp_path, score
+) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.mp4").symlink_to(real_clip("bigbuckbunny.mp4"))
+    output = output_at(tmp_path / "output")
+    command = commands.job("embed", tmp_path, "--output", output.folder)
+    command.wait_until("a clip is being decoded", lambda: decoding(command))
+    decoders = {process.pid for process in command.family() if DECODER in title_of(process)}
+    command.process.kill()
+    done = command.ended()
+    assert done.code == -signal.SIGKILL
+    # Ray's own may take longer.
+    left = {int(line.split()[0]) for line in done.left_behind}
+    assert len(decoders) >= 2
+    assert decoders & left == set()
+    score.kills += 1
+    score.objects(verify(str(output.folder)).breaches)
+
+
+def decoding(command: Any) -> list[psutil.Process]:
+    """The decoder processes that have been at work for a while."""
+    found = []
+    for process in command.family():
+        with contextlib.suppress(psutil.Error):
+            is_child = DECODER in title_of(process.parent()) and DECODER in title_of(process)
+            if is_child and process.cpu_times().user > 0.1:
+                found.append(process)
+    return found
 
 
 def kill_a_commit(command: Any) -> bool:

@@ -193,6 +193,17 @@ def die_midway(at: str) -> Media:
 
 
 @act
+def die_after(frames: str) -> Media:
+    """A clip of one frame more than come before its end, and the process's."""
+
+    def made() -> Iterator[np.ndarray]:
+        yield from (pixels(number) for number in range(int(frames)))
+        signal.raise_signal(signal.SIGSEGV)
+
+    return Media(info=clip_info(int(frames) + 1), frames=made())
+
+
+@act
 def change_story() -> Media:
     """A clip that is another one when it is decoded again; the first time it ends the process."""
 

@@ -1,7 +1,8 @@
 """Commands as a person runs them, in processes of their own.
 
 Every one of them, and all that it starts, carries a mark in its environment, by which it is found
-again and ended by its own id.
+again and ended by its own id. Decoder processes do not carry it: they are found as descendants,
+and known from then on.
 """
 
 from __future__ import annotations
@@ -35,11 +36,17 @@ def marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(MARK) == mark:
                 found |= {process, *process.children(recursive=True)}
     alive = []
-    for process in found:
+    for process in filter(is_alive, found):
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                alive.append((process.create_time(), process.pid, process))
+            alive.append((process.create_time(), process.pid, process))
     return [process for _, _, process in sorted(alive, key=lambda known: known[:2])]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs, and is no zombie."""
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def kill_marked(mark: str) -> None:
@@ -72,6 +79,7 @@ class Command:
         self.mark = uuid.uuid4().hex
         self._logs = [logs / f"{self.mark}.{name}" for name in ("out", "err")]
         self._most = 0
+        self._seen: set[psutil.Process] = set()
         self._started = time.monotonic()
         with self._logs[0].open("wb") as out, self._logs[1].open("wb") as err:
             self.process = subprocess.Popen(
@@ -87,6 +95,7 @@ class Command:
     def family(self, title: str = "") -> list[psutil.Process]:
         """The command's processes, all of them or those whose title begins with `title`."""
         found = marked(self.mark)
+        self._seen.update(found)
         self._most = max(self._most, len(found))
         if not title:
             return found
@@ -141,9 +150,12 @@ class Command:
         seconds = time.monotonic() - self._started
         hung = self.process.poll() is None
         deadline = time.monotonic() + (0 if hung else 5)
-        while (left := marked(self.mark)) and time.monotonic() < deadline:
+        while (left := self._left()) and time.monotonic() < deadline:
             time.sleep(0.05)
         names = [f"{process.pid} {title_of(process)[:80]}" for process in left]
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         kill_marked(self.mark)
         code = self.process.wait()
         out, err = (path.read_text() for path in self._logs)
@@ -151,6 +163,10 @@ class Command:
         if hung:
             pytest.fail(f"still running after {PATIENCE_S} s\n{done}")
         return done
+
+    def _left(self) -> list[psutil.Process]:
+        self.family()
+        return [process for process in self._seen if is_alive(process)]
 
 
 def title_of(process: psutil.Process) -> str:

@@ -22,17 +22,19 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def alone() -> Callable[[Path], Row]:
-    """One photo by itself in plain Python, as its whole row of `embeddings/` in generation 0."""
+    """A photo or clip by itself in plain Python, as its row of `embeddings/` in generation 0."""
     import torch
 
     from encoder import load_encoder
-    from processors import GlmgaImageProcessor, decode_image
+    from processors import GlmgaImageProcessor, GlmgaVideoProcessor, MediaOptions, open_media
 
     torch.set_num_threads(1)
     model = load_encoder("tiny")
     # The reference's budgets count both frames that a still is repeated to.
     size = {"shortest_edge": 112 * 112, "longest_edge": 2 * MAX_PIXELS}
-    processor = GlmgaImageProcessor(size=size)
+    images = GlmgaImageProcessor(size=size)
+    videos = GlmgaVideoProcessor(do_sample_frames=False)  # They are chosen while decoding.
+    options = MediaOptions(sampling=videos.sampling)
     known: dict[tuple[Path, int], Row] = {}
 
     def embed(path: Path) -> Row:
@@ -40,22 +42,28 @@ def alone() -> Callable[[Path], Row]:
         key = (path, stat.st_mtime_ns)
         if key not in known:
             data = path.read_bytes()
-            pixels = decode_image(data).pixels
-            features = processor(pixels)
-            grid = features.image_grid_thw[0].tolist()
+            media = open_media(data, options)
+            info, frames = media.info, [frame.copy() for frame in media.frames]
+            if info.kind == "image":
+                features = images(frames)
+                patches, grids = features.pixel_values, features.image_grid_thw
+            else:
+                features = videos(frames)
+                patches, grids = features.pixel_values_videos, features.video_grid_thw
+            grid = grids[0].tolist()
             with torch.inference_mode():
-                tokens = model(features.pixel_values, [tuple(grid)])
+                tokens = model(patches, [tuple(grid)])
             known[key] = {
                 "item_id": _digest(str(path).encode()),
                 "uri": str(path),
                 "version": f"{stat.st_size}-{stat.st_mtime_ns}",
-                "media_type": "image",
+                "media_type": info.kind,
                 "content_hash": _digest(data),
                 "generation": 0,
-                "width": pixels.shape[1],
-                "height": pixels.shape[0],
-                "num_frames": None,
-                "duration_s": None,
+                "width": info.width,
+                "height": info.height,
+                "num_frames": info.total_num_frames,
+                "duration_s": info.duration_s,
                 "grid_thw": grid,
                 "num_tokens": len(tokens),
                 "embedding": tokens.mean(0).tolist(),
