@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -60,18 +61,17 @@ class ProcessorOptions:
     @property
     def most_still_pixels(self) -> int:
         """The most `height * width` that a still has when it is resized."""
-        # A strip at the limit of 200 to 1 keeps one merge block's height, whatever the budget.
-        largest = self.images.max_pixels // self.images.temporal_patch_size
-        return max(largest, 201 * self.images.factor**2)
+        frames = self.images.temporal_patch_size
+        return _most_pixels(self.images, frames) // frames
 
     @property
     def most_clip_pixels(self) -> int:
         """The most `frames * height * width` that a clip's chosen frames have when resized."""
-        strip = 201 * self.videos.factor**2
-        most = max(self.videos.max_pixels, self.sampling.most_frames * strip)
+        frames = self.videos.temporal_patch_size
+        most = _most_pixels(self.videos, max(frames, self.sampling.most_frames))
         # Half-even rounding lets 10 frames of 4 a patch budget as 8 and be filled up to 12; of 2 a
         # patch, an even number is chosen.
-        return most if self.videos.temporal_patch_size <= 2 else most * 3 // 2
+        return most if frames <= 2 else most * 3 // 2
 
     @property
     def semantics(self) -> dict[str, Any]:
@@ -196,6 +196,16 @@ def _video_processor(family: VideoFamily, options: Mapping[str, Any]) -> VideoPr
     return processor
 
 
+def _most_pixels(options: ImageOptions, frames: int) -> int:
+    """The most `frames * height * width` that resizing to the budgets gives."""
+    # A strip at the limit of 200 to 1 keeps one merge block's height, whatever the budget.
+    strip = 201 * options.factor**2 * frames
+    # What is enlarged to the least has both of its sides rounded up; a strip's are the longest.
+    sides = math.sqrt(options.min_pixels / frames) * (math.sqrt(200) + math.sqrt(1 / 200))
+    rounded_up = options.min_pixels + frames * options.factor * (sides + options.factor)
+    return max(options.max_pixels, strip, math.ceil(rounded_up))
+
+
 def _sizes(shape: Glm4vVisionConfig) -> dict[str, Any]:
     return {
         "patch_size": shape.patch_size,
@@ -205,13 +215,16 @@ def _sizes(shape: Glm4vVisionConfig) -> dict[str, Any]:
 
 
 def _settled(processor: VideoProcessor) -> VideoOptions:
-    """Its options, with the family's rates where none was given: one is as good as the other."""
+    """Its options, with the family's rates where none was given: one is as good as the other.
+
+    So are 2 and 2.0, of which JSON makes two fingerprints.
+    """
     sampling = processor.sampling
     return replace(
         processor.options,
-        fps=sampling.fps,
+        fps=None if sampling.fps is None else float(sampling.fps),
         max_frames=sampling.max_frames,
-        max_duration=sampling.max_duration,
+        max_duration=None if sampling.max_duration is None else float(sampling.max_duration),
     )
 
 
@@ -255,12 +268,13 @@ def _family(checkpoint: str | None, image: dict[str, Any], video: dict[str, Any]
     """Whose rules clips are sampled by: the processor's type says it, never the model's.
 
     Raises:
-        UsageError: It is another family's.
+        UsageError: It is another family's, or the image processor is.
     """
-    kind = video.get("video_processor_type") or image.get("image_processor_type")
-    if kind is None:
-        family = _FAMILY
-    else:
+    family = _FAMILY
+    # The video processor's is the one that counts, if there is one.
+    for kind in (image.get("image_processor_type"), video.get("video_processor_type")):
+        if kind is None:
+            continue
         match = re.fullmatch(r"(\w+?)(Image|Video)Processor(Fast|Pil)?", str(kind))
         if match is None or match[1] not in _FAMILIES:
             known = ", ".join(_FAMILIES)

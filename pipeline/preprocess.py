@@ -33,6 +33,9 @@ _FETCHED_BYTES = 64 * 2**20
 # Of a file whose manifest says no size: a few of them fill the bound.
 _GUESSED_BYTES = _FETCHED_BYTES // 4
 
+# A media type and its file, in a list that whoever decodes it empties.
+_Fetching = tuple[str | None, Future[list[Fetched]]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
@@ -120,7 +123,9 @@ class Preprocess:
             self._decoder.close()
         self._fetchers.shutdown()
 
-    def _items(self, fetched: Iterable[tuple[str | None, Future[Fetched]]]) -> Iterator[_Item]:
+    def _items(
+        self, fetched: Iterable[tuple[str | None, Future[list[Fetched]]]]
+    ) -> Iterator[_Item]:
         """What becomes of each row: while one is resized, the next one is being decoded."""
         begun: deque[tuple[_Item, Decoding | None]] = deque()
         try:
@@ -137,11 +142,12 @@ class Preprocess:
                     decoding.close()
 
     def _begin(
-        self, media_type: str | None, fetched: Future[Fetched]
+        self, media_type: str | None, fetched: Future[list[Fetched]]
     ) -> tuple[_Item, Decoding | None]:
         item = _Item(media_type=media_type)
         try:
-            found = fetched.result()
+            # Taken out, or a long clip's file would be there twice while it is decoded.
+            found = fetched.result().pop()
         except ItemError as error:
             item.error = error
             return item, None
@@ -197,9 +203,9 @@ class Preprocess:
         # A segment is shown from its first frame on.
         item.timestamps = list(info.timestamps_s[:: self._videos.options.temporal_patch_size])
 
-    def _fetch(self, rows: pa.Table) -> Iterator[tuple[str | None, Future[Fetched]]]:
+    def _fetch(self, rows: pa.Table) -> Iterator[_Fetching]:
         """Media type and bytes of every row in order, fetched ahead within a bound of bytes."""
-        waiting: deque[tuple[str | None, Future[Fetched], int]] = deque()
+        waiting: deque[tuple[str | None, Future[list[Fetched]], int]] = deque()
         ahead = 0
         columns = ("uri", "version", "size_bytes", "media_type")
         for uri, version, size, kind in zip(
@@ -214,9 +220,9 @@ class Preprocess:
         while waiting:
             yield waiting.popleft()[:2]
 
-    def _read(self, uri: str, version: str | None) -> Fetched:
+    def _read(self, uri: str, version: str | None) -> list[Fetched]:
         limit = self._config.max_file_bytes
-        return fetch_item(storage_for(uri), uri, version=version, max_bytes=limit)
+        return [fetch_item(storage_for(uri), uri, version=version, max_bytes=limit)]
 
 
 def unnest(block: pa.Table) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -309,6 +310,30 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
     assert len(leads) == 40
     assert max(leads) == 2
     assert leads.count(2) > 20
+
+
+def test_a_file_that_is_being_decoded_is_in_memory_once(
+    stage: Preprocess, photo: Photo, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the decoder's: a long clip's may be hundreds of megabytes."""
+    files: list[weakref.ref[memoryview]] = []
+
+    class Remembering:
+        def fetch(self, uri: str, *, version: str | None, max_bytes: int | None) -> Fetched:
+            data = memoryview(photo(30, 30))
+            files.append(weakref.ref(data))
+            return Fetched(data=data, version="1")
+
+    patches, held = stage._images.patches, []
+
+    def look(pixels: Any) -> Any:
+        held.append([file() is not None for file in files])
+        return patches(pixels)
+
+    monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Remembering())
+    monkeypatch.setattr(stage._images, "patches", look)
+    assert run(stage, manifest_rows(["/0.png"]))[0]["error_code"] is None
+    assert held == [[False]]
 
 
 def test_an_item_on_s3_is_read_like_one_on_a_disk(
