@@ -14,7 +14,7 @@ from pipeline.summary import Summary
 
 
 def job(config: EmbedConfig) -> int:
-    """Embed images into Parquet. Run the same command again to resume, or to add what is new."""
+    """Embed images and clips into Parquet. Run it again to resume, or to add what is new."""
     print_summary(embed(config, on_plan=console.print_plan))
     return 0
 

@@ -28,14 +28,13 @@ from ray.actor import ActorHandle
 
 from pipeline import schema
 from pipeline.assemble import committed
-from pipeline.cluster import Workers, preprocess_memory
+from pipeline.cluster import Workers
 from pipeline.commit import CommitConfig
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.manifest import Shard, read_shard
 from pipeline.marker import Marker
 from pipeline.preprocess import Preprocess, PreprocessConfig
 
-_GIB = 2**30
 # A call's output is one block: this bounds it, with the largest item in every row.
 _BLOCK_BYTES = 64 * 2**20
 _BLOCK_ROWS = 64
@@ -83,7 +82,7 @@ def run(
         batch_format="pyarrow",
         compute=_actors(workers.preprocess, calls=2),
         num_cpus=workers.preprocess_cpus,
-        memory=preprocess_memory(preprocess.decoder_memory_bytes),
+        memory=workers.preprocess_bytes,
     )
     # One block in, one block out; patches end here, vectors go on. A second call would overlap
     # copies with a GPU's work; on a CPU it has nothing to overlap with, and costs memory.
@@ -95,7 +94,7 @@ def run(
         compute=_actors(workers.encode, calls=2 if workers.encode_gpus else 1),
         num_cpus=workers.encode_cpus,
         num_gpus=workers.encode_gpus,
-        memory=_GIB,
+        memory=workers.encode_bytes,
     )
     # Many blocks in, one marker a shard out.
     for json in committed(vectors, commit, progress):

@@ -19,17 +19,25 @@ from pipeline.errors import ClusterError, UsageError
 
 # Pages of the object store count as memory of every process that has touched them.
 _OBJECT_STORE_BYTES = 512 * 2**20
+# What an actor holds itself; one that preprocesses also answers for its decoder process.
+_PREPROCESS_BYTES = 2**30
+_ENCODE_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """How many actors of each kind, and what share of the cluster each one claims."""
+    """How many actors of each kind, and what share of the cluster each one claims.
+
+    Claims on memory are in bytes.
+    """
 
     preprocess: int
     encode: int
     preprocess_cpus: float
     encode_cpus: float
     encode_gpus: float
+    preprocess_bytes: int
+    encode_bytes: int
 
     @property
     def share_of_machines(self) -> float:
@@ -159,18 +167,19 @@ def _resources() -> dict[str, float]:
     return found
 
 
-def preprocess_memory(decoder_memory_bytes: int) -> int:
-    """What an actor that preprocesses claims, in bytes: its own, and its decoder process's."""
-    return 2**30 + decoder_memory_bytes
+def _nodes() -> list[dict[str, float]]:
+    import ray  # noqa: PLC0415
+
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in found if node["Alive"]]
 
 
 def plan_workers(config: EmbedConfig, device: ComputeDevice) -> Workers:
-    """How the cluster's CPUs and GPUs are shared out; what the user says goes."""
+    """How the cluster's CPUs, GPUs and memory are shared out; what the user says goes."""
     resources = _resources()
     cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
-    # Of machines that are short of memory, some CPUs are left for everything else.
-    room = resources.get("memory", math.inf) // preprocess_memory(config.decoder_memory_bytes)
-    fitting = int(max(1.0, min(room, cpus)))
+    memory = _PREPROCESS_BYTES + config.decoder_memory_bytes
+    per_cpu, fitting = _memory(_nodes(), memory, device)
     if device == "cuda":
         encode = config.encoder_actors or max(1, gpus)
         preprocess = config.preprocess_actors or min(fitting, cpus)
@@ -182,10 +191,29 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice) -> Workers:
         cpu_actors, encode_cpus, encode_gpus = preprocess + encode, 1.0, 0.0
     # More actors than CPUs share them, so many to each: any other share might fit on no machine.
     share = 1 / -(-cpu_actors // cpus)
+    # Nor might a claim on memory: it is kept to what goes with the CPUs that are claimed.
     return Workers(
         preprocess=preprocess,
         encode=encode,
         preprocess_cpus=share,
         encode_cpus=min(encode_cpus, share),
         encode_gpus=encode_gpus,
+        preprocess_bytes=max(1, int(min(memory, share * per_cpu))),
+        encode_bytes=max(1, int(min(_ENCODE_BYTES, share * per_cpu))),
     )
+
+
+def _memory(
+    nodes: list[dict[str, float]], preprocess_bytes: int, device: ComputeDevice
+) -> tuple[float, int]:
+    """Bytes for every CPU, on the machine that has the fewest; and how many actors have room."""
+    per_cpu, fitting = math.inf, 0
+    for node in nodes:
+        cpus, most = node.get("CPU", 0.0), node.get("memory", math.inf)
+        if not cpus:
+            continue
+        encoders = node.get("GPU", 0.0) if device == "cuda" else max(1.0, cpus // 2)
+        left = max(0.0, most - encoders * _ENCODE_BYTES)
+        per_cpu = min(per_cpu, (left if device == "cuda" else most) / cpus)
+        fitting += int(min(cpus, left // preprocess_bytes))
+    return per_cpu, max(1, fitting)

@@ -133,35 +133,39 @@ def processor_options(
         with reading(checkpoint):
             image, video = (_brought(checkpoint, kind) for kind in _FILES)
     family = _family(checkpoint, image, video)
-    sizes = _sizes(shape)
     try:
-        options = ProcessorOptions(
-            images=ImageOptions(
-                **_still_budget(config, image, shape.temporal_patch_size),
-                **_kept(image, ("patch_expand_factor",)),
-                **sizes,
-            ),
-            family=family,
-            videos=_settled(
-                _video_processor(
-                    family,
-                    _kept(video, ("patch_expand_factor", *_RATES[family]))
-                    | _kept(vars(config), ("fps", "max_frames"))
-                    | _clip_budget(config, video, _video_processor(family, {}).options)
-                    | sizes,
-                )
-            ),
-            animated=config.animated,
+        images = ImageOptions(
+            **_still_budget(config, image, shape.temporal_patch_size),
+            **_kept(image, ("patch_expand_factor",)),
+            **_sizes(shape),
+        )
+    except ValueError as error:
+        raise UsageError(f"--encoder {config.encoder}: its image processor: {error}") from error
+    videos = _video_options(config, family, video, shape)
+    return ProcessorOptions(images=images, family=family, videos=videos, animated=config.animated)
+
+
+def _video_options(
+    config: EmbedConfig, family: VideoFamily, brought: dict[str, Any], shape: Glm4vVisionConfig
+) -> VideoOptions:
+    own = _video_processor(family, {}).options
+    try:
+        processor = _video_processor(
+            family,
+            _kept(brought, ("patch_expand_factor", *_RATES[family]))
+            | _kept(vars(config), ("fps", "max_frames"))
+            | _clip_budget(config, brought, own)
+            | _sizes(shape),
         )
     except ValueError as error:
         raise UsageError(f"clips are sampled as by {family}: {error}") from error
-    most = options.sampling.most_frames
+    most = processor.sampling.most_frames
     if most > MAX_FRAMES:
         raise UsageError(
             f"up to {most} frames of a clip are asked for, {MAX_FRAMES} are the most; "
             "lower --max-frames or --fps"
         )
-    return options
+    return _settled(processor)
 
 
 def recorded_options(semantics: Mapping[str, Any], shape: Glm4vVisionConfig) -> ProcessorOptions:

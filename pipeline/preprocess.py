@@ -33,6 +33,7 @@ _FETCHED_BYTES = 64 * 2**20
 # Of a file whose manifest says no size: a few of them fill the bound.
 _GUESSED_BYTES = _FETCHED_BYTES // 4
 
+_LISTED = "a clip that is listed as an image; a manifest's media_type column can say video"
 # A media type and its file, in a list that whoever decodes it empties.
 _Fetching = tuple[str | None, Future[list[Fetched]]]
 
@@ -193,7 +194,7 @@ class Preprocess:
             return
         if item.media_type != "video" and self._config.options.animated != "video":
             # Blocks of images have no room for it.
-            raise DecodeError("unsupported_format", "a clip that is listed as an image")
+            raise DecodeError("unsupported_format", _LISTED)
         assert info.indices is not None and info.timestamps_s is not None
         item.num_frames, item.duration_s = info.total_num_frames, info.duration_s
         patcher = self._videos.patcher(len(info.indices), info.height, info.width)

@@ -19,7 +19,7 @@ from pipeline.options import reading, recorded_options
 from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -223,16 +223,19 @@ def _from_manifest(rows: pa.Table, location: str) -> pa.Table:
         kind = MANIFEST.field(name).type
         given = rows[name].cast(kind) if name in rows.column_names else pa.nulls(len(uris), kind)
         table = table.append_column(name, given)
-    # A manifest names its items one by one: what has no telling suffix is tried as an image.
-    types = [
-        k if k in ("image", "video") else media_type(u) or "image"
-        for k, u in zip(kinds, uris, strict=True)
-    ]
+    # A manifest names its items one by one: what nothing tells the kind of is tried as an image.
+    types = [_stated_type(k) or media_type(u) or "image" for k, u in zip(kinds, uris, strict=True)]
     table = table.append_column("media_type", pa.array(types, pa.string()))
     for name in rows.column_names:
         if name not in _CANDIDATE.names:
             table = table.append_column(name, _plain(rows[name]))
     return table
+
+
+def _stated_type(value: object) -> str | None:
+    """The kind that a manifest states, as `video` or as a MIME type, `video/mp4`."""
+    kind = str(value).partition("/")[0].strip().lower()
+    return kind if kind in ("image", "video") else None
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -116,7 +116,15 @@ def story(request: pytest.FixtureRequest, crowd: Crowd, tmp_path: Path) -> tuple
 
 def under_way() -> int:
     """Items that a run of one actor of each kind may have under way, as it is laid out."""
-    workers = Workers(preprocess=1, encode=1, preprocess_cpus=1, encode_cpus=1, encode_gpus=0)
+    workers = Workers(
+        preprocess=1,
+        encode=1,
+        preprocess_cpus=1,
+        encode_cpus=1,
+        encode_gpus=0,
+        preprocess_bytes=1,
+        encode_bytes=1,
+    )
     rows = build.block_rows(SHARDS * SHARD_ROWS, workers)
     return build.window(rows, SHARD_ROWS, workers) * SHARD_ROWS
 

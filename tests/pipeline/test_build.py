@@ -1,6 +1,7 @@
 """The arithmetic of blocks, and the nesting that keeps them apart."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -25,7 +26,13 @@ def limits(max_pixels: int) -> PreprocessConfig:
 
 def workers(preprocess: int, encode: int = 1) -> Workers:
     return Workers(
-        preprocess=preprocess, encode=encode, preprocess_cpus=1, encode_cpus=1, encode_gpus=0
+        preprocess=preprocess,
+        encode=encode,
+        preprocess_cpus=1,
+        encode_cpus=1,
+        encode_gpus=0,
+        preprocess_bytes=1,
+        encode_bytes=1,
     )
 
 
@@ -130,5 +137,5 @@ def test_the_window_holds_work_for_every_actor_and_one_shard_more(
 
 def test_a_cluster_of_workers_is_said_in_words() -> None:
     assert str(workers(3)) == "3 preprocess and 1 CPU encoder actors"
-    gpu = Workers(preprocess=12, encode=2, preprocess_cpus=1, encode_cpus=0, encode_gpus=1)
+    gpu = replace(workers(12, 2), encode_cpus=0, encode_gpus=1)
     assert str(gpu) == "12 preprocess and 2 GPU encoder actors"

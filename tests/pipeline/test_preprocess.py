@@ -424,6 +424,9 @@ def test_a_clip_among_images_is_a_row_like_any_other(
         "error_message": None,
         "attempts": None,
     }
-    assert failure(found[2])[1:3] == ("unsupported_format", "a clip that is listed as an image")
+    assert failure(found[2])[1:3] == (
+        "unsupported_format",
+        "a clip that is listed as an image; a manifest's media_type column can say video",
+    )
     assert [row["error_code"] for row in (found[0], found[3], found[4])] == [None] * 3
     assert found[4]["timestamps"] is None

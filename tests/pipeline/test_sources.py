@@ -157,16 +157,17 @@ def test_a_manifest_of_uris_alone_leaves_the_rest_open(write_manifest: WriteMani
 
 def test_what_a_manifest_says_of_its_items_is_taken(write_manifest: WriteManifest) -> None:
     given = {
-        "media_type": ["video", "image", None, "pdf"],
-        "uri": ["/m/a.jpg", "/m/b.mp4", "/m/c.mp4", "/m/d"],
-        "size_bytes": pa.array([1, 2, None, 4], pa.int32()),
-        "version": pa.array([10, 20, None, 40], pa.int64()),
+        "media_type": ["video", "image", None, "pdf", "Video/MP4"],
+        "uri": ["/m/a.jpg", "/m/b.mp4", "/m/c.mp4", "/m/d", "/m/e"],
+        "size_bytes": pa.array([1, 2, None, 4, 5], pa.int32()),
+        "version": pa.array([10, 20, None, 40, 50], pa.int64()),
     }
     assert only_table(write_manifest(given)).to_pylist() == [
         {"uri": "/m/a.jpg", "version": "10", "size_bytes": 1, "media_type": "video"},
         {"uri": "/m/b.mp4", "version": "20", "size_bytes": 2, "media_type": "image"},
         {"uri": "/m/c.mp4", "version": None, "size_bytes": None, "media_type": "video"},
         {"uri": "/m/d", "version": "40", "size_bytes": 4, "media_type": "image"},
+        {"uri": "/m/e", "version": "50", "size_bytes": 5, "media_type": "video"},
     ]
 
 

@@ -1,0 +1,75 @@
+"""How a cluster is shared out; whatever claims a share must find it on some machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import cluster
+from pipeline.cluster import Workers, plan_workers
+from pipeline.config import EmbedConfig
+
+GIB = 2**30
+Node = dict[str, float]
+
+
+def planned(nodes: list[Node], device: Any = "cpu", **options: Any) -> Workers:
+    totals = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU", "memory")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "_resources", lambda: totals)
+        patch.setattr(cluster, "_nodes", lambda: nodes)
+        return plan_workers(EmbedConfig(output="unused", **options), device)
+
+
+def node(cpus: float, memory_gib: float, gpus: float = 0) -> Node:
+    return {"CPU": cpus, "memory": memory_gib * GIB, "GPU": gpus}
+
+
+def test_where_memory_is_ample_every_actor_claims_its_own() -> None:
+    found = planned([node(8, 64)])
+    assert (found.preprocess, found.encode) == (4, 4)
+    assert (found.preprocess_bytes, found.encode_bytes) == (2.5 * GIB, GIB)
+    found = planned([node(8, 64)], decoder_memory_bytes=3 * GIB)
+    assert found.preprocess_bytes == 4 * GIB
+
+
+def test_where_memory_is_short_fewer_actors_preprocess() -> None:
+    # 16 encoders' GiB are left out; 2.5 GiB each of the rest.
+    assert planned([node(32, 34)]).preprocess == 7
+    assert planned([node(8, 11, gpus=1)], "cuda").preprocess == 4
+    assert planned([node(8, 11, gpus=1)] * 3, "cuda").preprocess == 12
+    # What the user says goes, at smaller claims.
+    assert planned([node(8, 11, gpus=1)], "cuda", preprocess_actors=8).preprocess == 8
+
+
+@given(
+    nodes=st.lists(
+        st.builds(
+            node,
+            cpus=st.integers(1, 16),
+            memory_gib=st.floats(0.5, 100),
+            gpus=st.integers(0, 4),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    device=st.sampled_from(["cpu", "cuda"]),
+    actors=st.none() | st.integers(1, 40),
+    limit=st.integers(1, 2**36),
+)
+def test_claims_fit_wherever_the_cpus_and_gpus_do(
+    nodes: list[Node], device: str, actors: int | None, limit: int
+) -> None:
+    options = {"preprocess_actors": actors, "decoder_memory_bytes": limit}
+    found = planned(nodes, device, **options)
+    for each in nodes:
+        claimed = 0.0
+        if device == "cuda":
+            claimed = each["GPU"] * min(found.encode_bytes, GIB)
+        # However the actors that claim CPUs are spread.
+        shares = each["CPU"] / found.preprocess_cpus
+        most = max(found.preprocess_bytes, 0 if device == "cuda" else found.encode_bytes)
+        assert claimed + shares * most <= max(each["memory"], 2 * shares + 1) * (1 + 1e-9)
