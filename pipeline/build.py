@@ -40,8 +40,9 @@ _BLOCK_BYTES = 64 * 2**20
 _BLOCK_ROWS = 64
 # How often a source task asks whether its shard may start.
 _GATE_S = 0.2
-# Actors hold at most this many blocks: those they work on and those queued for them.
-_IN_FLIGHT = 4
+# Actors hold at most this many blocks: the two they work on, and one queued for them, so that
+# little waits behind a long clip.
+_IN_FLIGHT = 3
 
 
 def block_rows(items: int, workers: Workers) -> int:

@@ -19,7 +19,7 @@ SHARD_ROWS = 6
 SHARDS = 16
 SLOW = "stalls/slow.mp4"
 # Its own shard, and those of the blocks that its actor had taken when it began.
-BEHIND = 4
+BEHIND = 3
 
 
 @pytest.mark.whole
