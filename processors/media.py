@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 MediaKind = Literal["image", "video"]
 
+MAX_SECONDS: Final = 1e9
+"""What no clip lasts, three decades."""
+
 _ANIMATED: Final = ("GIF", "PNG", "WEBP")
 
 

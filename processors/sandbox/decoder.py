@@ -219,7 +219,7 @@ class Decoder:
             decoding.waited_s += time.monotonic() - began
             if not message:
                 raise _LostError(self._end_child())
-            reply = Reply.from_bytes(message, max_pixels=self._options.max_pixels)
+            reply = Reply.from_bytes(message, options=self._options)
             decoding.accept(reply)
         except TimeoutError:
             reason = f"it took longer than {self._limits.timeout_s:g} s"

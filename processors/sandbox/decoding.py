@@ -94,7 +94,7 @@ class Decoding:
         if reply.info is not None:
             if self._info not in (None, reply.info):
                 raise GarbageError("another description than before")
-            size = (reply.info.height, reply.info.width) if promised_frames(reply.info) else None
+            size = (reply.info.height, reply.info.width)
             if reply.frame != size:
                 raise GarbageError(f"a first frame of {reply.frame}, not {size}")
             self._info = reply.info

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ import pytest
 
 from processors import DecodeError, decode_image
 from processors.media import MediaOptions
+from processors.sampling import VideoSampling
 from processors.sandbox import Decoder, DecoderLimits, SandboxError
 from tests.processors.hostile_template import clip_info
-from tests.processors.test_sandbox import OddDecoder, assert_decoded, encode, noise
+from tests.processors.test_sandbox import OPTIONS, OddDecoder, assert_decoded, encode, noise
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
     limits = DecoderLimits(timeout_s=60.0, memory_bytes=100 * 2**20)
-    with OddDecoder(limits=limits, options=MediaOptions(max_pixels=10_000)) as decoder:
+    options = replace(OPTIONS, max_pixels=10_000)
+    with OddDecoder(limits=limits, options=options) as decoder:
         yield decoder
 
 
@@ -74,6 +77,11 @@ def failure(decoder: Decoder, data: bytes) -> DecodeError:
         ("flood", "the decoder sent garbage"),
         ("large_clip 1 101", "the decoder sent garbage: a frame of 101 x 101, over the limit"),
         ("promise 4097 1", "the decoder sent garbage: expected a list of 4096 values or fewer"),
+        ("lie total_num_frames 2147483648", "the decoder sent garbage: expected an integer of 1.."),
+        ("lie duration_s -0.1", "the decoder sent garbage: expected seconds of 0.."),
+        ("lie indices [1,2,100]", "the decoder sent garbage: expected an integer of 0..99"),
+        ("lie timestamps_s [0,2,1]", "the decoder sent garbage: frames out of order"),
+        ("lie timestamps_s [-1,0,1]", "the decoder sent garbage: expected seconds of 0.."),
         ("run_a_program", "PermissionError: [Errno 1] Operation not permitted"),
     ],
 )
@@ -81,6 +89,20 @@ def test_a_crash_costs_its_own_file_only(decoder: Decoder, act: str, reason: str
     error = failure(decoder, f"HOSTILE {act}".encode())
     assert (error.code, error.attempts) == ("decoder_crashed", 2)
     assert error.message.startswith(reason)
+
+
+def test_a_clip_where_only_pictures_are_wanted_is_garbage() -> None:
+    with OddDecoder(options=MediaOptions()) as decoder:
+        error = failure(decoder, b"HOSTILE promise 2 2")
+    assert (error.code, error.attempts) == ("decoder_crashed", 2)
+    assert error.message == "the decoder sent garbage: a clip, and only pictures are wanted"
+
+
+def test_more_frames_than_are_wanted_are_garbage() -> None:
+    with OddDecoder(options=MediaOptions(sampling=VideoSampling(max_frames=4))) as decoder:
+        error = failure(decoder, b"HOSTILE promise 5 5")
+    assert (error.code, error.attempts) == ("decoder_crashed", 2)
+    assert error.message.startswith("the decoder sent garbage: expected a list of 4 values")
 
 
 def test_an_answer_about_another_file_is_garbage(decoder: Decoder) -> None:
