@@ -152,7 +152,11 @@ class Decoder:
         self._submitted += 1
         decoding = Decoding(self, Work(item=self._submitted, buffer=buffer, size=len(data)))
         self._outstanding.append(decoding)
-        self._busy_child()
+        try:
+            self._busy_child()
+        except SandboxError:
+            self._remove(decoding)
+            raise
         return decoding
 
     def advance(self, decoding: Decoding) -> None:
@@ -173,7 +177,7 @@ class Decoder:
             except _LostError as lost:
                 failure = lost.failure
                 if failure is None:
-                    continue  # The supervisor gives up if that goes on.
+                    continue  # If that goes on, the supervisor gives up.
                 if failure.code == "decode_timeout" or decoding.attempts == _ATTEMPTS:
                     error = failure
                 else:

@@ -287,6 +287,21 @@ def test_nothing_is_left_behind_after_many_files_and_deaths() -> None:
     assert (this.num_fds(), this.children(recursive=True)) == before
 
 
+def test_a_file_that_was_never_begun_is_not_outstanding() -> None:
+    with OddDecoder() as decoder:
+        begun = decoder.submit(b"HOSTILE sleep 60")
+        supervisor = decoder._supervisor
+        assert supervisor._template is not None
+        supervisor._template._process.kill()
+        supervisor._template_module = "tests.processors.no_such_template"
+        begun.close()
+        for _ in range(3):
+            with pytest.raises(SandboxError, match="No module named tests"):
+                decoder.submit(b"HOSTILE sleep 0")
+        supervisor._template_module = OddDecoder._template_module
+        assert_decoded(decoder, encode(noise(), "PNG"))
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [

@@ -241,7 +241,7 @@ def test_a_template_that_is_killed_again_and_again_is_no_endless_loop() -> None:
     with OddDecoder() as decoder:
         clip = decoder.submit(b"HOSTILE sleep 60")
         killer = subprocess.Popen([sys.executable, "-c", KILLER, str(os.getpid())])
-        with pytest.raises(SandboxError, match="decoder processes cannot be started"):
+        with pytest.raises(SandboxError, match="decoder processes cannot be started: "):
             clip.info()
         killer.kill()
         killer.wait()
@@ -257,6 +257,28 @@ while True:
                 template.kill()
     time.sleep(0.01)
 """
+
+
+class DyingDecoder(OddDecoder):
+    _template_module = "tests.processors.dying_template"
+
+
+def test_a_template_that_dies_after_every_start_is_given_up_and_no_file_blamed() -> None:
+    with DyingDecoder(limits=DecoderLimits(timeout_s=3.0)) as decoder:
+        clip = decoder.submit(b"HOSTILE sleep 60")
+        with pytest.raises(SandboxError, match="decoder processes cannot be started: it ended"):
+            clip.info()
+        assert clip.attempts == 1
+
+
+def test_a_template_that_dies_after_every_file_is_replaced_without_end() -> None:
+    good = encode(noise(), "PNG")
+    with DyingDecoder() as decoder:
+        for _ in range(5):
+            assert_decoded(decoder, good)
+            supervisor = decoder._supervisor
+            assert supervisor._template is not None
+            supervisor._template._process.wait(10)
 
 
 @pytest.mark.parametrize("act", ["sleep 0", "loop"])
