@@ -39,15 +39,17 @@ class DecoderLimits:
     """What one file may cost.
 
     Attributes:
-        timeout_s: Seconds that may be spent waiting for its pixels, all attempts together.
+        timeout_s: Seconds that it may keep the caller, all attempts together: waiting for each
+            answer, reading it, and ending a process that was lost. What the caller does in between
+            does not count, nor do the starts of fresh processes.
         memory_bytes: Private memory that decoding may take. Memory that is shared with the parent
             comes on top: two files and two frames, 128 MiB where they are ordinary ones, at most
             ``2 * max_file_bytes + 6 * max_pixels`` bytes while they are there.
         max_file_bytes: Largest file that will be handed in.
     """
 
-    timeout_s: float = 120.0
-    memory_bytes: int = 2 * 2**30
+    timeout_s: float = 300.0
+    memory_bytes: int = 1536 * 2**20
     max_file_bytes: int = 512 * 2**20
 
     def __post_init__(self) -> None:
@@ -169,7 +171,6 @@ class Decoder:
             raise RuntimeError("this file is closed")
         while self._outstanding[0] is not decoding:
             self.drop(self._outstanding[0])
-        self._release(decoding)
         error: DecodeError | None = None
         while error is None:
             try:
@@ -219,8 +220,14 @@ class Decoder:
         child = self._busy_child()
         began = time.monotonic()
         try:
-            message = child.receive(self._limits.timeout_s - decoding.waited_s)
-            decoding.waited_s += time.monotonic() - began
+            self._release(decoding)
+            return self._next_reply(child, decoding)
+        finally:
+            decoding.spent_s += time.monotonic() - began
+
+    def _next_reply(self, child: Child, decoding: Decoding) -> Reply:
+        try:
+            message = child.receive(self._limits.timeout_s - decoding.spent_s)
             if not message:
                 raise _LostError(self._end_child())
             reply = Reply.from_bytes(message, options=self._options)

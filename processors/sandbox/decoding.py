@@ -20,12 +20,15 @@ class Decoding:
 
     Attributes:
         attempts: How often it was begun: those that cost a process, and the last one.
+        work: What its process is told.
+        spent_s: Seconds that count, see ``DecoderLimits``.
+        is_sent: Whether the present process was told.
     """
 
     def __init__(self, decoder: Decoder, work: Work) -> None:
         self.attempts = 1
         self.work = work
-        self.waited_s = 0.0
+        self.spent_s = 0.0
         self.is_sent = False
         self._decoder = decoder
         self._info: MediaInfo | None = None

@@ -171,6 +171,16 @@ def lie(name: str, value: str) -> Media:
 
 
 @act
+def trickle(frames: str, every_s: str) -> Media:
+    def made() -> Iterator[np.ndarray]:
+        for number in range(int(frames)):
+            time.sleep(float(every_s))
+            yield pixels(number)
+
+    return Media(info=clip_info(int(frames)), frames=made())
+
+
+@act
 def promise_and_go_on(item: str) -> None:
     """A clip of three, one frame of it, and on to the next file."""
     info = vars(clip_info(3))

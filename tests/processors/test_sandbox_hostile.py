@@ -19,6 +19,7 @@ from processors import DecodeError, decode_image
 from processors.media import MediaOptions
 from processors.sampling import VideoSampling
 from processors.sandbox import Decoder, DecoderLimits, SandboxError
+from processors.sandbox.protocol import Reply
 from tests.processors.hostile_template import clip_info
 from tests.processors.test_sandbox import OPTIONS, OddDecoder, assert_decoded, encode, noise
 
@@ -114,7 +115,7 @@ def test_an_answer_about_another_file_is_garbage(decoder: Decoder) -> None:
     assert_decoded(decoder, encode(noise(), "PNG"))
 
 
-@pytest.mark.parametrize("act", ["loop", "sleep 60", "stall_midway"])
+@pytest.mark.parametrize("act", ["loop", "sleep 60", "stall_midway", "trickle 50 0.1"])
 def test_a_hang_costs_its_own_file_only_and_no_more_than_the_limit(
     hurried: Decoder, act: str
 ) -> None:
@@ -131,6 +132,21 @@ def test_who_looks_at_pixels_slowly_causes_no_timeout(hurried: Decoder) -> None:
         (frame,) = decoding.frames()
         assert frame.max() == 10
         time.sleep(1.1)
+
+
+def test_reading_what_a_process_says_counts(
+    hurried: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Reply.from_bytes
+
+    def read_slowly(message: bytes, *, options: MediaOptions) -> Reply:
+        time.sleep(0.3)
+        return read(message, options=options)
+
+    monkeypatch.setattr(Reply, "from_bytes", read_slowly)
+    with hurried.submit(b"HOSTILE promise 20 20") as clip:
+        with pytest.raises(DecodeError, match="it took longer than 1 s"):
+            list(clip.frames())
 
 
 @pytest.mark.parametrize(
