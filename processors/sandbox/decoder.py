@@ -33,6 +33,9 @@ from processors.sandbox.supervisor import SandboxError, Supervisor
 _ATTEMPTS: Final = 2
 """Times that one file may cost a process, before it is given up."""
 
+_FILES: Final = 1000
+"""Files after which a process is replaced: one that a file took over lies about those after it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLimits:
@@ -112,7 +115,8 @@ class Decoder:
         self._supervisor = Supervisor(self._template_module, start, self._memory)
         self._outstanding: list[Decoding] = []
         self._submitted = 0
-        self._frames = 0  # Received from the present process.
+        self._files = 0  # Sent to the present process.
+        self._frames = 0  # Received from it.
         try:
             self.enforced = self._supervisor.start().enforced
         except SandboxError:
@@ -148,6 +152,8 @@ class Decoder:
             raise RuntimeError(f"{BUFFERS} files are outstanding: finish or close one first")
         if len(data) > self._limits.max_file_bytes:
             raise ValueError(f"max_file_bytes is {self._limits.max_file_bytes}, got {len(data)}")
+        if self._files >= _FILES and not self._outstanding:
+            self._kill_child()
         taken = {decoding.work.buffer for decoding in self._outstanding}
         buffer = next(number for number in range(BUFFERS) if number not in taken)
         self._memory.buffers.view(buffer, len(data))[:] = data
@@ -198,9 +204,8 @@ class Decoder:
         if decoding.is_complete:
             self._release(decoding)
             self._supervisor.reset()
-        elif self._supervisor.child is not None:
-            self._supervisor.child.kill()
-            self._end_child()
+        else:
+            self._kill_child()
         self._remove(decoding)
 
     def _remove(self, decoding: Decoding) -> None:
@@ -214,6 +219,7 @@ class Decoder:
             if not decoding.is_sent:
                 decoding.is_sent = True
                 child.send(decoding.work.to_bytes())
+                self._files += 1
         return child
 
     def _receive(self, decoding: Decoding) -> Reply:
@@ -256,10 +262,15 @@ class Decoder:
         self._end_child()
         raise _LostError(failure)
 
+    def _kill_child(self) -> None:
+        if self._supervisor.child is not None:
+            self._supervisor.child.kill()
+            self._end_child()
+
     def _end_child(self) -> DecodeError | None:
         """Waits for its end; what is outstanding goes to the next one."""
         failure = self._supervisor.end()
-        self._frames = 0
+        self._files = self._frames = 0
         for decoding in self._outstanding:
             decoding.restart()
         for slot in range(SLOTS):

@@ -302,6 +302,30 @@ def test_a_file_that_was_never_begun_is_not_outstanding() -> None:
         assert_decoded(decoder, encode(noise(), "PNG"))
 
 
+def test_a_process_is_replaced_after_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def process() -> int:
+        assert decoder._supervisor.child is not None
+        return decoder._supervisor.child.pid
+
+    monkeypatch.setattr("processors.sandbox.decoder._FILES", 3)
+    good = encode(noise(), "PNG")
+    with OddDecoder() as decoder:
+        processes = []
+        for _ in range(7):
+            assert_decoded(decoder, good)
+            processes.append(process())
+        first, second, third = dict.fromkeys(processes)
+        assert processes == [first] * 3 + [second] * 3 + [third]
+        before = decoder.submit(good)
+        for _ in range(4):  # never while one is outstanding
+            after = decoder.submit(good)
+            np.testing.assert_array_equal(next(before.frames()), np.asarray(noise()))
+            before.close()
+            before = after
+        assert process() == third
+        assert (before.attempts, next(before.frames()).shape) == (1, (47, 61, 3))
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
