@@ -38,13 +38,19 @@ _MP4_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pno
 _TS_PACKETS: Final = ((188, 0), (192, 4), (204, 0))
 _TS_SYNC: Final = 0x47
 
+_VIDEO_DESCRIPTIONS: Final[dict[VideoFormat, str]] = {
+    "ASF": "a Windows Media file (ASF)",
+    "AVI": "an AVI video",
+    "FLV": "a Flash video (FLV)",
+    "MP4": "an MP4 or QuickTime video",
+    "MPEG-PS": "an MPEG program stream",
+    "MPEG-TS": "an MPEG transport stream",
+    "Matroska": "a Matroska or WebM video",
+}
+
 # What people really have in their buckets between the pictures. Only for the error message.
 _OTHER_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"%PDF", "a PDF document"),
-    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
-    (b"FLV\x01", "a Flash video (FLV)"),
-    (b"0&\xb2u\x8ef\xcf\x11", "a Windows Media file (ASF)"),
-    (b"\x00\x00\x01\xba", "an MPEG program stream"),
     (b"\x00\x00\x01\xb3", "an MPEG video stream without a container"),
     (b"#EXTM3U", "a playlist (M3U)"),
     (b"ffconcat", "a list of files (ffconcat)"),
@@ -102,17 +108,13 @@ def describe_content(data: bytes | memoryview) -> str:
     for magic, description in _OTHER_MAGIC:
         if data.startswith(magic):
             return description
-    if data[4:8] == b"ftyp":
-        brand = data[8:12]
-        if brand in _HEIF_BRANDS:
-            return "a HEIC/HEIF image"
-        return "an AVIF image" if brand in _AVIF_BRANDS else "an MP4 or QuickTime video"
-    if data[4:8] in _MP4_BOXES:
-        return "an MP4 or QuickTime video"
+    video_format = sniff_video_format(data)
+    if video_format is not None:
+        return _VIDEO_DESCRIPTIONS[video_format]
+    if _is_still(data):
+        return "a HEIC/HEIF image" if data[8:12] in _HEIF_BRANDS else "an AVIF image"
     if data[:4] == b"RIFF":
-        return "an AVI video" if data[8:12] == b"AVI " else "a RIFF file that is no WebP"
-    if _is_transport_stream(data):
-        return "an MPEG transport stream"
+        return "a RIFF file that is no WebP"
     head = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"

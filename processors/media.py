@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
 import av
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MediaKind = Literal["image", "video"]
+
+MAX_SECONDS: Final = 1e9
+"""What no clip lasts, three decades."""
 
 _ANIMATED: Final = ("GIF", "PNG", "WEBP")
 
@@ -109,7 +113,7 @@ def open_media(data: bytes | memoryview, options: MediaOptions) -> Media:
     Raises:
         DecodeError: As ``decode_image`` and ``VideoReader`` do; with code ``unsupported_format``
             for clips where ``sampling`` is None, and ``corrupt`` for those that give nothing to
-            sample by.
+            sample by, and for times over ``MAX_SECONDS`` or that run backwards.
     """
     head = bytes(data[:SNIFFED_BYTES])
     is_picture = sniff_image_format(head) is not None
@@ -169,6 +173,13 @@ def _open_clip(reader: _ClipReader, sampling: VideoSampling) -> Media:
     except ValueError as error:
         reader.close()
         raise DecodeError("corrupt", f"no frames can be chosen: {error}") from error
+    duration_s = metadata.duration
+    if not _can_be((0.0, *timestamps_s)) or not _can_be((0.0, duration_s or 0.0)):
+        reader.close()
+        raise DecodeError(
+            "corrupt",
+            f"its times cannot be: {timestamps_s[0]:g} to {timestamps_s[-1]:g} s of {duration_s} s",
+        )
     assert metadata.height is not None
     assert metadata.width is not None
     info = MediaInfo(
@@ -176,11 +187,16 @@ def _open_clip(reader: _ClipReader, sampling: VideoSampling) -> Media:
         height=metadata.height,
         width=metadata.width,
         total_num_frames=metadata.total_num_frames,
-        duration_s=metadata.duration,
+        duration_s=duration_s,
         indices=indices,
         timestamps_s=timestamps_s,
     )
     return Media(info=info, frames=_frames_then_close(reader, indices))
+
+
+def _can_be(seconds: Sequence[float]) -> bool:
+    """Whether times ascend within ``MAX_SECONDS``, as NaN and infinity never do."""
+    return all(earlier <= later <= MAX_SECONDS for earlier, later in pairwise(seconds))
 
 
 def _frames_then_close(reader: _ClipReader, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:

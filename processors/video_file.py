@@ -143,7 +143,8 @@ def _choose_stream(container: InputContainer, video_format: VideoFormat) -> Vide
     if not clips:
         kinds = {stream.type for stream in container.streams}
         found = ", ".join(sorted("cover art" if kind == "video" else kind for kind in kinds))
-        raise DecodeError("no_video_stream", f"{video_format}: found {found or 'no streams'} only")
+        found = f"only {found}" if found else "no streams"
+        raise DecodeError("no_video_stream", f"{video_format}: found {found}")
     best = container.streams.best("video")
     return next((stream for stream in clips if stream is best), clips[0])
 

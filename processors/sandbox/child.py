@@ -108,10 +108,7 @@ class _Server:
 
     def _decode(self, work: Work) -> None:
         media = self._open(self._buffers.view(work.buffer, work.size), self._options)
-        promised = promised_frames(media.info)
-        if not promised:
-            self._send(Reply(item=work.item, info=media.info))
-        for number in range(promised):
+        for number in range(promised_frames(media.info)):
             frame = next(media.frames)
             self._place(frame)
             info = None if number else media.info

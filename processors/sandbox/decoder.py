@@ -33,21 +33,26 @@ from processors.sandbox.supervisor import SandboxError, Supervisor
 _ATTEMPTS: Final = 2
 """Times that one file may cost a process, before it is given up."""
 
+_FILES: Final = 1000
+"""Files after which a process is replaced: one that a file took over lies about those after it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLimits:
     """What one file may cost.
 
     Attributes:
-        timeout_s: Seconds that may be spent waiting for its pixels, all attempts together.
+        timeout_s: Seconds that it may keep the caller, all attempts together: waiting for each
+            answer, reading it, and ending a process that was lost. What the caller does in between
+            does not count, nor do the starts of fresh processes.
         memory_bytes: Private memory that decoding may take. Memory that is shared with the parent
             comes on top: two files and two frames, 128 MiB where they are ordinary ones, at most
             ``2 * max_file_bytes + 6 * max_pixels`` bytes while they are there.
         max_file_bytes: Largest file that will be handed in.
     """
 
-    timeout_s: float = 120.0
-    memory_bytes: int = 2 * 2**30
+    timeout_s: float = 300.0
+    memory_bytes: int = 1536 * 2**20
     max_file_bytes: int = 512 * 2**20
 
     def __post_init__(self) -> None:
@@ -110,7 +115,8 @@ class Decoder:
         self._supervisor = Supervisor(self._template_module, start, self._memory)
         self._outstanding: list[Decoding] = []
         self._submitted = 0
-        self._frames = 0  # Received from the present process.
+        self._files = 0  # Sent to the present process.
+        self._frames = 0  # Received from it.
         try:
             self.enforced = self._supervisor.start().enforced
         except SandboxError:
@@ -146,13 +152,19 @@ class Decoder:
             raise RuntimeError(f"{BUFFERS} files are outstanding: finish or close one first")
         if len(data) > self._limits.max_file_bytes:
             raise ValueError(f"max_file_bytes is {self._limits.max_file_bytes}, got {len(data)}")
+        if self._files >= _FILES and not self._outstanding:
+            self._kill_child()
         taken = {decoding.work.buffer for decoding in self._outstanding}
         buffer = next(number for number in range(BUFFERS) if number not in taken)
         self._memory.buffers.view(buffer, len(data))[:] = data
         self._submitted += 1
         decoding = Decoding(self, Work(item=self._submitted, buffer=buffer, size=len(data)))
         self._outstanding.append(decoding)
-        self._busy_child()
+        try:
+            self._busy_child()
+        except SandboxError:
+            self._remove(decoding)
+            raise
         return decoding
 
     def advance(self, decoding: Decoding) -> None:
@@ -165,7 +177,6 @@ class Decoder:
             raise RuntimeError("this file is closed")
         while self._outstanding[0] is not decoding:
             self.drop(self._outstanding[0])
-        self._release(decoding)
         error: DecodeError | None = None
         while error is None:
             try:
@@ -173,7 +184,7 @@ class Decoder:
             except _LostError as lost:
                 failure = lost.failure
                 if failure is None:
-                    continue  # The supervisor gives up if that goes on.
+                    continue  # If that goes on, the supervisor gives up.
                 if failure.code == "decode_timeout" or decoding.attempts == _ATTEMPTS:
                     error = failure
                 else:
@@ -193,9 +204,8 @@ class Decoder:
         if decoding.is_complete:
             self._release(decoding)
             self._supervisor.reset()
-        elif self._supervisor.child is not None:
-            self._supervisor.child.kill()
-            self._end_child()
+        else:
+            self._kill_child()
         self._remove(decoding)
 
     def _remove(self, decoding: Decoding) -> None:
@@ -209,17 +219,24 @@ class Decoder:
             if not decoding.is_sent:
                 decoding.is_sent = True
                 child.send(decoding.work.to_bytes())
+                self._files += 1
         return child
 
     def _receive(self, decoding: Decoding) -> Reply:
         child = self._busy_child()
         began = time.monotonic()
         try:
-            message = child.receive(self._limits.timeout_s - decoding.waited_s)
-            decoding.waited_s += time.monotonic() - began
+            self._release(decoding)
+            return self._next_reply(child, decoding)
+        finally:
+            decoding.spent_s += time.monotonic() - began
+
+    def _next_reply(self, child: Child, decoding: Decoding) -> Reply:
+        try:
+            message = child.receive(self._limits.timeout_s - decoding.spent_s)
             if not message:
                 raise _LostError(self._end_child())
-            reply = Reply.from_bytes(message, max_pixels=self._options.max_pixels)
+            reply = Reply.from_bytes(message, options=self._options)
             decoding.accept(reply)
         except TimeoutError:
             reason = f"it took longer than {self._limits.timeout_s:g} s"
@@ -245,10 +262,15 @@ class Decoder:
         self._end_child()
         raise _LostError(failure)
 
+    def _kill_child(self) -> None:
+        if self._supervisor.child is not None:
+            self._supervisor.child.kill()
+            self._end_child()
+
     def _end_child(self) -> DecodeError | None:
         """Waits for its end; what is outstanding goes to the next one."""
         failure = self._supervisor.end()
-        self._frames = 0
+        self._files = self._frames = 0
         for decoding in self._outstanding:
             decoding.restart()
         for slot in range(SLOTS):

@@ -20,12 +20,15 @@ class Decoding:
 
     Attributes:
         attempts: How often it was begun: those that cost a process, and the last one.
+        work: What its process is told.
+        spent_s: Seconds that count, see ``DecoderLimits``.
+        is_sent: Whether the present process was told.
     """
 
     def __init__(self, decoder: Decoder, work: Work) -> None:
         self.attempts = 1
         self.work = work
-        self.waited_s = 0.0
+        self.spent_s = 0.0
         self.is_sent = False
         self._decoder = decoder
         self._info: MediaInfo | None = None
@@ -94,7 +97,7 @@ class Decoding:
         if reply.info is not None:
             if self._info not in (None, reply.info):
                 raise GarbageError("another description than before")
-            size = (reply.info.height, reply.info.width) if promised_frames(reply.info) else None
+            size = (reply.info.height, reply.info.width)
             if reply.frame != size:
                 raise GarbageError(f"a first frame of {reply.frame}, not {size}")
             self._info = reply.info

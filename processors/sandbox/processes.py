@@ -74,9 +74,11 @@ class Child:
         """The next message; empty when there will be none.
 
         Raises:
-            TimeoutError: If none came in time.
+            TimeoutError: If none came in time; none does in no time.
         """
-        self._connection.settimeout(max(timeout_s, 1e-3))
+        if timeout_s <= 0:
+            raise TimeoutError
+        self._connection.settimeout(timeout_s)
         try:
             size = self._connection.recv_into(self._message)
         except ConnectionError:

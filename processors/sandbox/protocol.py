@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast, get_args
 
 from processors.errors import DecodeError, ErrorCode
-from processors.media import MediaInfo, MediaKind, MediaOptions
+from processors.media import MAX_SECONDS, MediaInfo, MediaKind, MediaOptions
 
 SLOTS: Final = 2
 """Frames that may wait in shared memory. The child fills its slots in turn."""
@@ -45,7 +45,7 @@ _CHILD_CODES: Final = (
     "decoder_crashed",
 )
 
-_MAX_SECONDS: Final = 1e9  # NaN and infinity are not under it
+_MAX_INT32: Final = 2**31 - 1  # of which type the columns are that these numbers go to
 
 _WORK: Final = struct.Struct("<QQQ")
 
@@ -120,8 +120,12 @@ class Reply:
         return json.dumps(fields).encode()
 
     @classmethod
-    def from_bytes(cls, message: bytes | bytearray, *, max_pixels: int) -> Reply:
+    def from_bytes(cls, message: bytes | bytearray, *, options: MediaOptions) -> Reply:
         """Reads a child's message, believing nothing.
+
+        Args:
+            message: The message.
+            options: What the child was told to decode.
 
         Raises:
             GarbageError: Where a value is missing, too many, of another type or out of range.
@@ -132,8 +136,8 @@ class Reply:
             raise GarbageError("a message that holds nothing, or an error with something else")
         return cls(
             item=_integer(fields["item"], maximum=2**63),
-            info=_media_info(fields["info"], max_pixels) if "info" in fields else None,
-            frame=_frame(fields["frame"], max_pixels) if "frame" in fields else None,
+            info=_media_info(fields["info"], options) if "info" in fields else None,
+            frame=_frame(fields["frame"], options.max_pixels) if "frame" in fields else None,
             error=_decode_error(fields["error"]) if has_error else None,
         )
 
@@ -165,8 +169,8 @@ def _integer(value: object, *, maximum: int, minimum: int = 0) -> int:
 
 
 def _seconds(value: object) -> float:
-    if type(value) not in (int, float) or not abs(cast("float", value)) <= _MAX_SECONDS:
-        raise GarbageError(f"expected seconds, got {value!r:.80}")
+    if type(value) not in (int, float) or not 0 <= cast("float", value) <= MAX_SECONDS:
+        raise GarbageError(f"expected seconds of 0..{MAX_SECONDS:g}, got {value!r:.80}")
     return float(cast("float", value))
 
 
@@ -180,15 +184,16 @@ def _frame(value: object, max_pixels: int) -> tuple[int, int]:
     sides = _list(value, maximum=2)
     if len(sides) != 2:
         raise GarbageError(f"expected two sides, got {sides!r:.80}")
-    height, width = (_integer(side, minimum=1, maximum=max_pixels) for side in sides)
+    longest = min(max_pixels, _MAX_INT32)
+    height, width = (_integer(side, minimum=1, maximum=longest) for side in sides)
     if height * width > max_pixels:
         raise GarbageError(f"a frame of {width} x {height}, over the limit of {max_pixels} pixels")
     return height, width
 
 
-def _media_info(value: object, max_pixels: int) -> MediaInfo:
+def _media_info(value: object, options: MediaOptions) -> MediaInfo:
     fields = _fields(value, set(MediaInfo.__dataclass_fields__), set())
-    height, width = _frame([fields["height"], fields["width"]], max_pixels)
+    height, width = _frame([fields["height"], fields["width"]], options.max_pixels)
     kind: MediaKind = fields["kind"]
     if kind not in get_args(MediaKind):
         raise GarbageError(f"expected the kind of a file, got {kind!r:.80}")
@@ -197,13 +202,18 @@ def _media_info(value: object, max_pixels: int) -> MediaInfo:
         if any(value is not None for value in clip.values()):
             raise GarbageError("a picture with a clip's numbers")
         return MediaInfo(kind=kind, height=height, width=width)
-    total = _integer(clip["total_num_frames"], maximum=2**31)
-    indices = [
-        _integer(index, maximum=total - 1) for index in _list(clip["indices"], maximum=MAX_FRAMES)
-    ]
-    timestamps = [_seconds(time) for time in _list(clip["timestamps_s"], maximum=MAX_FRAMES)]
-    if indices != sorted(indices) or len(indices) != len(timestamps):
-        raise GarbageError("frames out of order, or not a time for each")
+    if options.sampling is None:
+        raise GarbageError("a clip, and only pictures are wanted")
+    most = options.sampling.most_frames
+    total = _integer(clip["total_num_frames"], minimum=1, maximum=_MAX_INT32)
+    indices = [_integer(index, maximum=total - 1) for index in _list(clip["indices"], maximum=most)]
+    timestamps = [_seconds(time) for time in _list(clip["timestamps_s"], maximum=most)]
+    if not indices:
+        raise GarbageError("a clip of no frames")
+    if indices != sorted(indices) or timestamps != sorted(timestamps):
+        raise GarbageError("frames out of order")
+    if len(indices) != len(timestamps):
+        raise GarbageError("not a time for each frame")
     duration = clip["duration_s"]
     return MediaInfo(
         kind=kind,

@@ -12,7 +12,7 @@ from processors.sandbox.processes import Child, Template, TemplateError
 from processors.sandbox.protocol import OUT_OF_MEMORY_STATUS, Start
 
 _FAILURES: Final = 3
-"""Times in a row that no process can be had, before that is an error."""
+"""Templates lost in a row, before that is an error."""
 
 
 class SandboxError(RuntimeError):
@@ -34,7 +34,7 @@ class Supervisor:
         self._memory = memory
         self._template: Template | None = None
         self._child: Child | None = None
-        self._failures = 0
+        self._losses: list[TemplateError] = []  # since a file was decoded
 
     @property
     def child(self) -> Child | None:
@@ -45,21 +45,21 @@ class Supervisor:
         """A fresh process, locked down and waiting for work.
 
         Raises:
-            SandboxError: If that fails again and again.
+            SandboxError: If templates were lost again and again, at a start or later.
         """
         assert self._child is None
-        while True:
+        while len(self._losses) < _FAILURES:
             try:
                 if self._template is None:
                     self._template = Template(self._template_module)
                 self._child = self._template.start_child(self._start, self._memory)
             except TemplateError as error:
-                self._lose_template()
-                if self._failures >= _FAILURES:
-                    reason = f"decoder processes cannot be started: {error}"
-                    raise SandboxError(reason) from error
+                self._lose_template(error)
             else:
                 return self._child
+        last = self._losses[-1]
+        self._losses.clear()  # Who asks again is given as many tries.
+        raise SandboxError(f"decoder processes cannot be started: {last}") from last
 
     def end(self) -> DecodeError | None:
         """Ends the process, unless it has ended by itself, and waits for that.
@@ -73,16 +73,16 @@ class Supervisor:
         child, self._child = self._child, None
         try:
             status = self._template.reap(child)
-        except TemplateError:
-            self._lose_template()
+        except TemplateError as error:
+            self._lose_template(error)
             return None
         if child.was_killed:
             return DecodeError("decoder_crashed", "the decoder went silent")
         return self._failure(status)
 
     def reset(self) -> None:
-        """Forgets failed starts: a file was decoded since."""
-        self._failures = 0
+        """Forgets lost templates: a file was decoded since."""
+        self._losses.clear()
 
     def close(self) -> None:
         """Ends all processes."""
@@ -106,8 +106,8 @@ class Supervisor:
             return DecodeError("decoder_out_of_memory", reason)
         return DecodeError("decoder_crashed", f"the decoder exited with status {code}")
 
-    def _lose_template(self) -> None:
-        self._failures += 1
+    def _lose_template(self, error: TemplateError) -> None:
+        self._losses.append(error)
         if self._template is not None:
             self._template.close()
             self._template = None

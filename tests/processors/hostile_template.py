@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -160,6 +161,23 @@ def promise(promised: str, kept: str) -> Media:
     """A clip of which fewer frames come."""
     frames = (pixels(number) for number in range(int(kept)))
     return Media(info=clip_info(int(promised)), frames=frames)
+
+
+@act
+def lie(name: str, value: str) -> Media:
+    """A clip of three with one number that cannot be."""
+    info = replace(clip_info(3), **{name: json.loads(value)})
+    return Media(info=info, frames=(pixels(number) for number in range(3)))
+
+
+@act
+def trickle(frames: str, every_s: str) -> Media:
+    def made() -> Iterator[np.ndarray]:
+        for number in range(int(frames)):
+            time.sleep(float(every_s))
+            yield pixels(number)
+
+    return Media(info=clip_info(int(frames)), frames=made())
 
 
 @act

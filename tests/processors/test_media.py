@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from processors.errors import DecodeError
-from processors.media import MediaInfo, MediaOptions, open_media, warm_up
+from processors.media import MediaInfo, MediaOptions, _open_clip, open_media, warm_up
 from processors.metadata import VideoMetadata
 from processors.sampling import VideoSampling
 from tests.support.clips import PATTERN, X264, ClipMaker
@@ -106,6 +107,64 @@ def test_what_gives_nothing_to_sample_by_is_corrupt(clips: ClipMaker) -> None:
     assert error.code == "corrupt"
     assert error.message == "no frames can be chosen: fps must be positive, got 25.0"
     assert failure(clip, options(Chosen(0, 10))).code == "corrupt"
+
+
+class Timed:
+    """A clip with times of its own."""
+
+    def __init__(self, seconds: Sequence[float], duration: float | None) -> None:
+        self.metadata = VideoMetadata(
+            total_num_frames=len(seconds), fps=1.0, width=6, height=4, duration=duration
+        )
+        self.is_closed = False
+        self._seconds = seconds
+
+    def timestamps(self, indices: Sequence[int]) -> list[float]:
+        return [self._seconds[index] for index in indices]
+
+    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        return iter(())
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "duration"),
+    [
+        ((0.0, 1.1e9), 2.2e9),
+        ((0.0, 1.0), 1.1e9),
+        ((0.0, 1.0), -1.0),
+        ((0.0, 1.0), float("nan")),
+        ((0.0, float("inf")), None),
+        ((0.0, float("nan")), None),
+        ((-1.0, 0.0), None),
+        ((1.0, 0.5), None),
+    ],
+)
+def test_times_that_no_clip_has_are_corrupt(seconds: list[float], duration: float | None) -> None:
+    reader = Timed(seconds, duration)
+    with pytest.raises(DecodeError, match="corrupt: its times cannot be: ") as caught:
+        _open_clip(reader, cast("VideoSampling", Chosen(0, 1)))
+    assert caught.value.code == "corrupt"
+    assert reader.is_closed
+    for times, length in (((0.0, 0.0), 0.0), ((0.0, 1e9), None)):
+        _open_clip(Timed(times, length), cast("VideoSampling", Chosen(0, 1)))
+
+
+def test_a_file_with_wild_timestamps_is_corrupt() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        pictures = [stream.encode(av.VideoFrame(16, 16, "yuv420p")) for _ in range(4)]
+        packets = [packet for encoded in (*pictures, stream.encode()) for packet in encoded]
+        for packet in packets[2:]:
+            packet.pts = packet.dts = packet.pts + 2 * 10**9 * 25
+        container.mux(packets)
+    error = failure(file.getvalue(), options(VideoSampling()))
+    assert error.code == "corrupt"
+    assert error.message.startswith("its times cannot be: ")
 
 
 def test_what_is_neither() -> None:

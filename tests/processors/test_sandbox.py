@@ -19,12 +19,22 @@ from PIL import Image
 from processors import DecodeError, decode_image
 from processors.media import MediaInfo, MediaOptions
 from processors.sampling import VideoSampling
-from processors.sandbox import Decoder, DecoderLimits, SandboxError
+from processors.sandbox import MAX_FRAMES, Decoder, DecoderLimits, SandboxError
 from tests.processors.hostile_template import clip_info, pixels
+
+OPTIONS = MediaOptions(sampling=VideoSampling(max_frames=MAX_FRAMES))
 
 
 class OddDecoder(Decoder):
     _template_module = "tests.processors.hostile_template"
+
+    def __init__(
+        self,
+        *,
+        limits: DecoderLimits | None = None,
+        options: MediaOptions = OPTIONS,
+    ) -> None:
+        super().__init__(limits=limits, options=options)
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +161,6 @@ def test_a_clip_gives_frame_after_frame_and_waits_for_who_looks_at_them(decoder:
             np.testing.assert_array_equal(frame, pixels(number))
 
 
-def test_a_clip_without_frames_has_a_description(decoder: Decoder) -> None:
-    assert read(decoder, b"HOSTILE promise 0 0") == (clip_info(0), [])
-
-
 def test_frames_are_views_of_shared_memory_that_torch_takes(decoder: Decoder) -> None:
     with decoder.submit(encode(noise(), "PNG")) as decoding:
         (frame,) = decoding.frames()
@@ -279,6 +285,45 @@ def test_nothing_is_left_behind_after_many_files_and_deaths() -> None:
                 assert sum(1 for _ in decoding.frames()) == 1
         assert held(decoder) == start
     assert (this.num_fds(), this.children(recursive=True)) == before
+
+
+def test_a_file_that_was_never_begun_is_not_outstanding() -> None:
+    with OddDecoder() as decoder:
+        begun = decoder.submit(b"HOSTILE sleep 60")
+        supervisor = decoder._supervisor
+        assert supervisor._template is not None
+        supervisor._template._process.kill()
+        supervisor._template_module = "tests.processors.no_such_template"
+        begun.close()
+        for _ in range(3):
+            with pytest.raises(SandboxError, match="No module named tests"):
+                decoder.submit(b"HOSTILE sleep 0")
+        supervisor._template_module = OddDecoder._template_module
+        assert_decoded(decoder, encode(noise(), "PNG"))
+
+
+def test_a_process_is_replaced_after_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def process() -> int:
+        assert decoder._supervisor.child is not None
+        return decoder._supervisor.child.pid
+
+    monkeypatch.setattr("processors.sandbox.decoder._FILES", 3)
+    good = encode(noise(), "PNG")
+    with OddDecoder() as decoder:
+        processes = []
+        for _ in range(7):
+            assert_decoded(decoder, good)
+            processes.append(process())
+        first, second, third = dict.fromkeys(processes)
+        assert processes == [first] * 3 + [second] * 3 + [third]
+        before = decoder.submit(good)
+        for _ in range(4):  # never while one is outstanding
+            after = decoder.submit(good)
+            np.testing.assert_array_equal(next(before.frames()), np.asarray(noise()))
+            before.close()
+            before = after
+        assert process() == third
+        assert (before.attempts, next(before.frames()).shape) == (1, (47, 61, 3))
 
 
 @pytest.mark.parametrize(

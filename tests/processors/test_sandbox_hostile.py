@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ import pytest
 
 from processors import DecodeError, decode_image
 from processors.media import MediaOptions
+from processors.sampling import VideoSampling
 from processors.sandbox import Decoder, DecoderLimits, SandboxError
+from processors.sandbox.protocol import Reply
 from tests.processors.hostile_template import clip_info
-from tests.processors.test_sandbox import OddDecoder, assert_decoded, encode, noise
+from tests.processors.test_sandbox import OPTIONS, OddDecoder, assert_decoded, encode, noise
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
     limits = DecoderLimits(timeout_s=60.0, memory_bytes=100 * 2**20)
-    with OddDecoder(limits=limits, options=MediaOptions(max_pixels=10_000)) as decoder:
+    options = replace(OPTIONS, max_pixels=10_000)
+    with OddDecoder(limits=limits, options=options) as decoder:
         yield decoder
 
 
@@ -74,6 +78,11 @@ def failure(decoder: Decoder, data: bytes) -> DecodeError:
         ("flood", "the decoder sent garbage"),
         ("large_clip 1 101", "the decoder sent garbage: a frame of 101 x 101, over the limit"),
         ("promise 4097 1", "the decoder sent garbage: expected a list of 4096 values or fewer"),
+        ("lie total_num_frames 2147483648", "the decoder sent garbage: expected an integer of 1.."),
+        ("lie duration_s -0.1", "the decoder sent garbage: expected seconds of 0.."),
+        ("lie indices [1,2,100]", "the decoder sent garbage: expected an integer of 0..99"),
+        ("lie timestamps_s [0,2,1]", "the decoder sent garbage: frames out of order"),
+        ("lie timestamps_s [-1,0,1]", "the decoder sent garbage: expected seconds of 0.."),
         ("run_a_program", "PermissionError: [Errno 1] Operation not permitted"),
     ],
 )
@@ -81,6 +90,20 @@ def test_a_crash_costs_its_own_file_only(decoder: Decoder, act: str, reason: str
     error = failure(decoder, f"HOSTILE {act}".encode())
     assert (error.code, error.attempts) == ("decoder_crashed", 2)
     assert error.message.startswith(reason)
+
+
+def test_a_clip_where_only_pictures_are_wanted_is_garbage() -> None:
+    with OddDecoder(options=MediaOptions()) as decoder:
+        error = failure(decoder, b"HOSTILE promise 2 2")
+    assert (error.code, error.attempts) == ("decoder_crashed", 2)
+    assert error.message == "the decoder sent garbage: a clip, and only pictures are wanted"
+
+
+def test_more_frames_than_are_wanted_are_garbage() -> None:
+    with OddDecoder(options=MediaOptions(sampling=VideoSampling(max_frames=4))) as decoder:
+        error = failure(decoder, b"HOSTILE promise 5 5")
+    assert (error.code, error.attempts) == ("decoder_crashed", 2)
+    assert error.message.startswith("the decoder sent garbage: expected a list of 4 values")
 
 
 def test_an_answer_about_another_file_is_garbage(decoder: Decoder) -> None:
@@ -92,7 +115,7 @@ def test_an_answer_about_another_file_is_garbage(decoder: Decoder) -> None:
     assert_decoded(decoder, encode(noise(), "PNG"))
 
 
-@pytest.mark.parametrize("act", ["loop", "sleep 60", "stall_midway"])
+@pytest.mark.parametrize("act", ["loop", "sleep 60", "stall_midway", "trickle 50 0.1"])
 def test_a_hang_costs_its_own_file_only_and_no_more_than_the_limit(
     hurried: Decoder, act: str
 ) -> None:
@@ -109,6 +132,21 @@ def test_who_looks_at_pixels_slowly_causes_no_timeout(hurried: Decoder) -> None:
         (frame,) = decoding.frames()
         assert frame.max() == 10
         time.sleep(1.1)
+
+
+def test_reading_what_a_process_says_counts(
+    hurried: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Reply.from_bytes
+
+    def read_slowly(message: bytes, *, options: MediaOptions) -> Reply:
+        time.sleep(0.3)
+        return read(message, options=options)
+
+    monkeypatch.setattr(Reply, "from_bytes", read_slowly)
+    clip = hurried.submit(b"HOSTILE promise 20 20")
+    with pytest.raises(DecodeError, match="it took longer than 1 s"):
+        list(clip.frames())
 
 
 @pytest.mark.parametrize(
@@ -219,7 +257,7 @@ def test_a_template_that_is_killed_again_and_again_is_no_endless_loop() -> None:
     with OddDecoder() as decoder:
         clip = decoder.submit(b"HOSTILE sleep 60")
         killer = subprocess.Popen([sys.executable, "-c", KILLER, str(os.getpid())])
-        with pytest.raises(SandboxError, match="decoder processes cannot be started"):
+        with pytest.raises(SandboxError, match="decoder processes cannot be started: "):
             clip.info()
         killer.kill()
         killer.wait()
@@ -235,6 +273,28 @@ while True:
                 template.kill()
     time.sleep(0.01)
 """
+
+
+class DyingDecoder(OddDecoder):
+    _template_module = "tests.processors.dying_template"
+
+
+def test_a_template_that_dies_after_every_start_is_given_up_and_no_file_blamed() -> None:
+    with DyingDecoder(limits=DecoderLimits(timeout_s=3.0)) as decoder:
+        clip = decoder.submit(b"HOSTILE sleep 60")
+        with pytest.raises(SandboxError, match="decoder processes cannot be started: it ended"):
+            clip.info()
+        assert clip.attempts == 1
+
+
+def test_a_template_that_dies_after_every_file_is_replaced_without_end() -> None:
+    good = encode(noise(), "PNG")
+    with DyingDecoder() as decoder:
+        for _ in range(5):
+            assert_decoded(decoder, good)
+            supervisor = decoder._supervisor
+            assert supervisor._template is not None
+            supervisor._template._process.wait(10)
 
 
 @pytest.mark.parametrize("act", ["sleep 0", "loop"])

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from processors import DecodeError
-from processors.media import MediaInfo
+from processors.media import MediaInfo, MediaOptions
+from processors.sampling import VideoSampling
 from processors.sandbox.protocol import MAX_FRAMES, MAX_MESSAGE_BYTES, GarbageError, Reply, Work
 
-MAX_PIXELS = 24
+OPTIONS = MediaOptions(max_pixels=24, sampling=VideoSampling(max_frames=3))
 CLIP = {
     "kind": "video",
     "height": 4,
@@ -31,7 +32,7 @@ json_values = st.recursive(
 
 
 def read(fields: object) -> Reply:
-    return Reply.from_bytes(json.dumps(fields).encode(), max_pixels=MAX_PIXELS)
+    return Reply.from_bytes(json.dumps(fields).encode(), options=OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +55,12 @@ def read(fields: object) -> Reply:
     ],
 )
 def test_a_reply_is_read_as_it_was_meant(reply: Reply) -> None:
-    assert Reply.from_bytes(reply.to_bytes(), max_pixels=MAX_PIXELS) == reply
+    assert Reply.from_bytes(reply.to_bytes(), options=OPTIONS) == reply
 
 
 def test_an_error_is_read_as_it_was_meant() -> None:
     error = DecodeError("corrupt", "größer, and\nmore")
-    reply = Reply.from_bytes(Reply(item=1, error=error).to_bytes(), max_pixels=MAX_PIXELS)
+    reply = Reply.from_bytes(Reply(item=1, error=error).to_bytes(), options=OPTIONS)
     assert reply.error is not None
     assert (reply.error.code, reply.error.message) == ("corrupt", "größer, and more")
 
@@ -97,7 +98,7 @@ def test_the_longest_description_fits_into_a_message() -> None:
 )
 def test_what_is_no_json_is_garbage(message: bytes) -> None:
     with pytest.raises(GarbageError):
-        Reply.from_bytes(message, max_pixels=MAX_PIXELS)
+        Reply.from_bytes(message, options=OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,9 @@ def test_a_message_of_another_shape_is_garbage(fields: object) -> None:
         {"height": None},
         {"total_num_frames": 9},
         {"total_num_frames": None},
-        {"total_num_frames": 2**40},
+        {"total_num_frames": 0, "indices": [], "timestamps_s": []},
+        {"total_num_frames": 2**31},
+        {"duration_s": -0.1},
         {"duration_s": "0.4"},
         {"duration_s": float("nan")},
         {"indices": [9, 0, 9]},
@@ -150,10 +153,15 @@ def test_a_message_of_another_shape_is_garbage(fields: object) -> None:
         {"indices": [0, 9]},
         {"indices": None},
         {"indices": [True, 9, 9]},
-        {"indices": [0] * (MAX_FRAMES + 1)},
+        {"indices": [0, 9, 10]},
+        {"indices": [], "timestamps_s": []},
+        {"indices": [0] * 5, "timestamps_s": [0.0] * 5},
         {"timestamps_s": [0.0, float("inf"), 1.0]},
         {"timestamps_s": [0.0, None, 1.0]},
-        {"timestamps_s": [0.0] * (MAX_FRAMES + 1)},
+        {"timestamps_s": [0.0] * 5},
+        {"timestamps_s": [0.0, 0.36, 0.35]},
+        {"timestamps_s": [-0.01, 0.36, 0.36]},
+        {"timestamps_s": [0.0, 0.36, 1.1e9]},
         {"duration_s": 10**400},
     ],
 )
@@ -161,6 +169,23 @@ def test_a_clip_that_cannot_be_is_garbage(changes: dict[str, Any]) -> None:
     read({"item": 1, "info": CLIP})
     with pytest.raises(GarbageError):
         read({"item": 1, "info": CLIP | changes})
+
+
+def test_a_clip_where_only_pictures_are_wanted_is_garbage() -> None:
+    message = json.dumps({"item": 1, "info": CLIP}).encode()
+    with pytest.raises(GarbageError, match="only pictures are wanted"):
+        Reply.from_bytes(message, options=MediaOptions(max_pixels=24))
+
+
+def test_sides_fit_into_32_bits_whatever_the_limit() -> None:
+    options = MediaOptions(max_pixels=2**40)
+    for side in (2**31 - 1, 2**31):
+        message = json.dumps({"item": 1, "frame": [1, side]}).encode()
+        if side < 2**31:
+            assert Reply.from_bytes(message, options=options).frame == (1, side)
+        else:
+            with pytest.raises(GarbageError):
+                Reply.from_bytes(message, options=options)
 
 
 def test_a_picture_with_frames_is_garbage() -> None:

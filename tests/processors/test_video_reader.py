@@ -383,13 +383,13 @@ def test_cover_art_is_no_clip(clips: ClipMaker) -> None:
     cover += ("-disposition:v", "attached_pic")
     song = clips.make("song.m4a", *SINE, *PATTERN, *cover)
     error = failure(song.read_bytes())
-    assert (error.code, error.message) == ("no_video_stream", "MP4: found audio, cover art only")
+    assert (error.code, error.message) == ("no_video_stream", "MP4: found only audio, cover art")
     picture = clips.make("cover.jpg", *PATTERN, "-frames:v", 1)
     inputs = ("-i", picture, *PATTERN, "-map", "0", "-map", "1", "-disposition:v:0", "attached_pic")
     clip = clips.make("covered.mp4", *inputs, "-c:v:0", "copy", "-c:v:1", "libx264")
     assert read(clip).shape[0] == 10
     error = failure(clips.make("sound.mkv", *SINE).read_bytes())
-    assert (error.code, error.message) == ("no_video_stream", "Matroska: found audio only")
+    assert (error.code, error.message) == ("no_video_stream", "Matroska: found only audio")
 
 
 CUT = ("bikes.mp4", "-frames:v", 50, "-an", "-vf", "scale=96:-2", "-g", 10)
