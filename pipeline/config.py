@@ -135,12 +135,12 @@ class RunConfig(OutputConfig):
     """Preprocessing processes; one for every CPU that is left where not given."""
     token_budget: Count = None
     """Merged patches a forward pass; 16384 on CUDA, 1024 on a CPU where not given."""
-    max_file_bytes: int = 512 * 2**20
+    max_file_bytes: int = 2**30
     """Larger files become `too_large` without being read."""
     max_source_pixels: int = 200_000_000
     """Images, and clips with frames, of more pixels become `too_large` without being decoded."""
     decode_timeout_s: float = 300.0
-    """Seconds that one file may take to decode; then it becomes `decode_timeout`."""
+    """Seconds to wait for the pixels of one file; then it becomes `decode_timeout`."""
     decoder_memory_bytes: int = 1536 * 2**20
     """Memory that decoding one file may take; beyond, it becomes `decoder_out_of_memory`."""
     verbose: bool = False

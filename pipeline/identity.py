@@ -15,7 +15,8 @@ from encoder import (
 )
 from pipeline.config import ComputeDevice, ComputeDtype, EmbedConfig
 from pipeline.location import digest
-from pipeline.options import ProcessorOptions, processor_options, reading
+from pipeline.options import ProcessorOptions, processor_options
+from pipeline.processor_files import reading
 
 # Raised whenever the same configuration gives other vectors than it did.
 SEMANTICS_VERSION = 2

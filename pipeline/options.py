@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-import fsspec
-
-from encoder import CheckpointError, Glm4vVisionConfig
+from encoder import Glm4vVisionConfig
 from pipeline.config import Animated, EmbedConfig
-from pipeline.errors import PatchflowError, StorageError, UsageError
-from pipeline.location import join
+from pipeline.errors import UsageError
+from pipeline.processor_files import FAMILIES, Brought, brought_options
 from processors import ImageOptions, VideoFamily, VideoOptions, VideoSampling
 from processors.sandbox import MAX_FRAMES
 
 if TYPE_CHECKING:
     from processors.video import VideoProcessor
 
-# A processor's class by its name, less `ImageProcessor` or `VideoProcessor`, and `Fast` or `Pil`.
-_FAMILIES: Final[dict[str, VideoFamily]] = {"Glmga": "glmga", "Glm46V": "glm46v", "Glm4v": "glm4v"}
-_FAMILY: Final[VideoFamily] = "glmga"
-# Where a checkpoint describes its processors, nested or not; the first one that is there counts.
-_FILES: Final = {
-    "image_processor": ("processor_config.json", "preprocessor_config.json"),
-    "video_processor": ("processor_config.json", "video_preprocessor_config.json"),
-}
 # What a family's rule goes by; checkpoints also bring what has no effect on it.
 _RATES: Final[dict[VideoFamily, tuple[str, ...]]] = {
     "glmga": ("fps", "max_frames"),
     "glm46v": (),
     "glm4v": ("fps", "max_duration"),
 }
-_SWITCHES: Final = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,25 +79,6 @@ class ProcessorOptions:
         }
 
 
-@contextmanager
-def reading(location: str) -> Iterator[None]:
-    """Says in a line what is wrong with a checkpoint, or with the storage that it lies on.
-
-    Raises:
-        UsageError: It is no checkpoint that can be used.
-        StorageError: Its storage failed.
-    """
-    try:
-        yield
-    except CheckpointError as error:
-        raise UsageError(f"--encoder {error}") from error
-    except PatchflowError:
-        raise
-    except Exception as error:  # Every file system of fsspec's has exceptions of its own.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise StorageError(f"--encoder {location}: {reason}") from error
-
-
 def processor_options(
     config: EmbedConfig, checkpoint: str | None, shape: Glm4vVisionConfig
 ) -> ProcessorOptions:
@@ -128,21 +94,21 @@ def processor_options(
             go together.
         StorageError: Storage failed.
     """
-    image, video = {}, {}
-    if checkpoint is not None:
-        with reading(checkpoint):
-            image, video = (_brought(checkpoint, kind) for kind in _FILES)
-    family = _family(checkpoint, image, video)
+    brought = Brought() if checkpoint is None else brought_options(checkpoint)
     try:
         images = ImageOptions(
-            **_still_budget(config, image, shape.temporal_patch_size),
-            **_kept(image, ("patch_expand_factor",)),
+            **_still_budget(config, brought.image, shape.temporal_patch_size),
+            **_kept(brought.image, ("patch_expand_factor",)),
             **_sizes(shape),
         )
     except ValueError as error:
         raise UsageError(f"--encoder {config.encoder}: its image processor: {error}") from error
-    videos = _video_options(config, family, video, shape)
-    return ProcessorOptions(images=images, family=family, videos=videos, animated=config.animated)
+    return ProcessorOptions(
+        images=images,
+        family=brought.family,
+        videos=_video_options(config, brought.family, brought.video, shape),
+        animated=config.animated,
+    )
 
 
 def _video_options(
@@ -195,7 +161,7 @@ def recorded_options(semantics: Mapping[str, Any], shape: Glm4vVisionConfig) -> 
 def _video_processor(family: VideoFamily, options: Mapping[str, Any]) -> VideoProcessor:
     from processors import video  # noqa: PLC0415 (it takes torch's two seconds)
 
-    name = next(name for name, known in _FAMILIES.items() if known == family)
+    name = next(name for name, known in FAMILIES.items() if known == family)
     processor: VideoProcessor = getattr(video, f"{name}VideoProcessor")(**options)
     return processor
 
@@ -266,56 +232,3 @@ def _budget(brought: dict[str, Any], family: ImageOptions) -> tuple[int, int]:
 
 def _kept(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
-
-
-def _family(checkpoint: str | None, image: dict[str, Any], video: dict[str, Any]) -> VideoFamily:
-    """Whose rules clips are sampled by: the processor's type says it, never the model's.
-
-    Raises:
-        UsageError: It is another family's, or the image processor is.
-    """
-    family = _FAMILY
-    # The video processor's is the one that counts, if there is one.
-    for kind in (image.get("image_processor_type"), video.get("video_processor_type")):
-        if kind is None:
-            continue
-        match = re.fullmatch(r"(\w+?)(Image|Video)Processor(Fast|Pil)?", str(kind))
-        if match is None or match[1] not in _FAMILIES:
-            known = ", ".join(_FAMILIES)
-            raise UsageError(f"--encoder {checkpoint}: {kind} is no processor of {known}")
-        family = _FAMILIES[match[1]]
-    if checkpoint is not None and not video:
-        print(
-            f"patchflow: {checkpoint} brings no video processor: clips are sampled as by {family}",
-            file=sys.stderr,
-        )
-    return family
-
-
-def _brought(checkpoint: str, kind: str) -> dict[str, Any]:
-    """A checkpoint's options for its image or video processor; none where it has no such file."""
-    fs, path = fsspec.core.url_to_fs(checkpoint)
-    for name in _FILES[kind]:
-        file = join(path, name)
-        if path.endswith(".safetensors") or not fs.exists(file):
-            continue
-        place = join(checkpoint, name)
-        try:
-            raw = json.loads(fs.cat_file(file))
-            found: dict[str, Any] = raw.get(kind) if name == _FILES[kind][0] else raw
-            if found is not None:
-                _check_processor(found, place)
-                return found
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"--encoder {place}: {error}") from error
-    return {}
-
-
-def _check_processor(options: dict[str, Any], place: str) -> None:
-    family = ImageOptions()
-    for name in ("image_mean", "image_std"):
-        if name in options and tuple(options[name]) != getattr(family, name):
-            raise UsageError(f"{place}: {name} {options[name]} is not the family's")
-    for name in _SWITCHES:
-        if options.get(name) is False:
-            raise UsageError(f"{place}: {name} false is not supported")

@@ -15,7 +15,8 @@ from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
 from pipeline.errors import StorageError, UsageError
 from pipeline.identity import Encoder, Identity, fingerprint, identity_of
 from pipeline.location import join
-from pipeline.options import reading, recorded_options
+from pipeline.options import recorded_options
+from pipeline.processor_files import reading
 from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 

@@ -15,7 +15,7 @@ from pipeline import layout
 from pipeline.errors import PatchflowError, UsageError
 from pipeline.identity import fingerprint
 from pipeline.location import DIGEST_BYTES, file_digest, join
-from pipeline.options import reading
+from pipeline.processor_files import reading
 from pipeline.record import Recorded, recorded
 from pipeline.storage import storage_for
 

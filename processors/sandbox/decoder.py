@@ -53,7 +53,7 @@ class DecoderLimits:
 
     timeout_s: float = 300.0
     memory_bytes: int = 1536 * 2**20
-    max_file_bytes: int = 512 * 2**20
+    max_file_bytes: int = 2**30
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -23,51 +23,17 @@ Row = dict[str, Any]
 @pytest.fixture(scope="session")
 def alone() -> Callable[[Path], Row]:
     """A photo or clip by itself in plain Python, as its row of `embeddings/` in generation 0."""
-    import torch
+    from tests.support.plain import PlainPython
 
-    from encoder import load_encoder
-    from processors import GlmgaImageProcessor, GlmgaVideoProcessor, MediaOptions, open_media
-
-    torch.set_num_threads(1)
-    model = load_encoder("tiny")
-    # The reference's budgets count both frames that a still is repeated to.
-    size = {"shortest_edge": 112 * 112, "longest_edge": 2 * MAX_PIXELS}
-    images = GlmgaImageProcessor(size=size)
-    videos = GlmgaVideoProcessor(do_sample_frames=False)  # They are chosen while decoding.
-    options = MediaOptions(sampling=videos.sampling)
+    plain = PlainPython(max_pixels=MAX_PIXELS)
     known: dict[tuple[Path, int], Row] = {}
 
     def embed(path: Path) -> Row:
-        stat = path.stat()
-        key = (path, stat.st_mtime_ns)
+        key = (path, path.stat().st_mtime_ns)
         if key not in known:
-            data = path.read_bytes()
-            media = open_media(data, options)
-            info, frames = media.info, [frame.copy() for frame in media.frames]
-            if info.kind == "image":
-                features = images(frames)
-                patches, grids = features.pixel_values, features.image_grid_thw
-            else:
-                features = videos(frames)
-                patches, grids = features.pixel_values_videos, features.video_grid_thw
-            grid = grids[0].tolist()
-            with torch.inference_mode():
-                tokens = model(patches, [tuple(grid)])
-            known[key] = {
-                "item_id": _digest(str(path).encode()),
-                "uri": str(path),
-                "version": f"{stat.st_size}-{stat.st_mtime_ns}",
-                "media_type": info.kind,
-                "content_hash": _digest(data),
-                "generation": 0,
-                "width": info.width,
-                "height": info.height,
-                "num_frames": info.total_num_frames,
-                "duration_s": info.duration_s,
-                "grid_thw": grid,
-                "num_tokens": len(tokens),
-                "embedding": tokens.mean(0).tolist(),
-            }
+            row = plain(path).embedding
+            kind = "image" if row["num_frames"] is None else "video"
+            known[key] = row | {"media_type": kind}
         return dict(known[key])
 
     return embed

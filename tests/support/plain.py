@@ -27,17 +27,26 @@ class PlainPython:
     Args:
         max_pixels: Of a still, as `--max-pixels`.
         video_max_pixels: Of a clip, as `--video-max-pixels`.
-        fps: Frames a second.
-        max_frames: Most frames of a clip.
+        fps: Frames a second; the family's own where None.
+        max_frames: Most frames of a clip; likewise.
         animated: `image` or `video`.
     """
 
     def __init__(
-        self, *, max_pixels: int, video_max_pixels: int, fps: float, max_frames: int, animated: Any
+        self,
+        *,
+        max_pixels: int,
+        video_max_pixels: int = 87_478_720,
+        fps: float | None = None,
+        max_frames: int | None = None,
+        animated: Any = "image",
     ) -> None:
+        import torch
+
         from encoder import load_encoder
         from processors import GlmgaImageProcessor, GlmgaVideoProcessor, MediaOptions
 
+        torch.set_num_threads(1)
         self._model = load_encoder("tiny")
         # The reference's budgets count both frames that a still is repeated to.
         stills = {"shortest_edge": 112 * 112, "longest_edge": 2 * max_pixels}
