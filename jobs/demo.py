@@ -52,10 +52,11 @@ def show() -> None:
             "" if row["duration_s"] is None else f"{row['duration_s']:.2f}",
             " ".join(map(str, row["grid_thw"])),
             str(row["num_tokens"]),
-            f"{vector[0]:+.3f} {vector[1]:+.3f} ... ({len(vector)})",
+            f"{vector[0]:+.3f} {vector[1]:+.3f} ...",
         )
     console = Console(highlight=False)
-    console.print(f"\nthe first {ROWS} of {found.count_rows()} rows of {OUTPUT}/embeddings")
+    rows = f"the first {ROWS} of {found.count_rows()} rows of {OUTPUT}/embeddings"
+    console.print(f"\n{rows}, with vectors of {len(vector)} values")
     console.print(table)
 
 
