@@ -25,7 +25,7 @@ import pipeline.brake
 pipeline.brake._LOST_S = pipeline.brake._CAME_S = 3.0
 embed.main(sys.argv[1:])
 """
-COPIES = 2
+COPIES = 4
 
 
 @pytest.fixture
