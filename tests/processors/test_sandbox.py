@@ -272,6 +272,7 @@ def test_nothing_is_left_behind_after_many_files_and_deaths() -> None:
 
     this = psutil.Process()
     others = this.children()
+    gc.collect()  # of what other tests have left
     before = this.num_fds(), this.children(recursive=True)
     with OddDecoder() as decoder:
         good = encode(noise(), "PNG")
@@ -283,8 +284,10 @@ def test_nothing_is_left_behind_after_many_files_and_deaths() -> None:
                     read(decoder, b"HOSTILE touch_nothing")
             with decoder.submit(good) as decoding:
                 assert sum(1 for _ in decoding.frames()) == 1
-        assert held(decoder) == start
-    assert (this.num_fds(), this.children(recursive=True)) == before
+        # Fewer, where a connection of another test's has ended meanwhile.
+        assert all(now <= then for now, then in zip(held(decoder), start, strict=True))
+    assert this.num_fds() <= before[0]
+    assert this.children(recursive=True) == before[1]
 
 
 def test_a_file_that_was_never_begun_is_not_outstanding() -> None:
@@ -344,4 +347,5 @@ def test_processes_that_cannot_be_started_are_nobodys_fault(module: str, reason:
         LostDecoder()
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert (this.num_fds(), this.children()) == before
+    assert this.num_fds() <= before[0]
+    assert this.children() == before[1]
