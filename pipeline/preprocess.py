@@ -124,9 +124,7 @@ class Preprocess:
             self._decoder.close()
         self._fetchers.shutdown()
 
-    def _items(
-        self, fetched: Iterable[tuple[str | None, Future[list[Fetched]]]]
-    ) -> Iterator[_Item]:
+    def _items(self, fetched: Iterable[_Fetching]) -> Iterator[_Item]:
         """What becomes of each row: while one is resized, the next one is being decoded."""
         begun: deque[tuple[_Item, Decoding | None]] = deque()
         try:

@@ -35,7 +35,6 @@ class Region:
 
     def __init__(self, fd: int, parts: int, access: int = mmap.ACCESS_WRITE) -> None:
         self._map = mmap.mmap(fd, os.fstat(fd).st_size, access=access)
-        self._parts = parts
         self._part_bytes = len(self._map) // parts
 
     def view(self, part: int, size: int) -> memoryview:
