@@ -17,8 +17,15 @@ from processors.patches import patchify
 from processors.sampling import VideoFamily, VideoSampling
 
 if TYPE_CHECKING:
+    from processors.factories import create_glm4v_image_processor, create_glm4v_video_processor
     from processors.frame_patcher import FramePatcher
-    from processors.image import GlmgaImageProcessor, GlmgaImageProcessorPil, ImageFeatures
+    from processors.image import (
+        Glm4vImageProcessor,
+        Glm46VImageProcessor,
+        GlmgaImageProcessor,
+        GlmgaImageProcessorPil,
+        ImageFeatures,
+    )
     from processors.media import Media, MediaInfo, MediaOptions, open_media
     from processors.resize import resize_pil, resize_torch, smart_resize
     from processors.video import (
@@ -35,7 +42,9 @@ __all__ = [
     "DecodedImage",
     "ErrorCode",
     "FramePatcher",
+    "Glm4vImageProcessor",
     "Glm4vVideoProcessor",
+    "Glm46VImageProcessor",
     "Glm46VVideoProcessor",
     "GlmgaImageProcessor",
     "GlmgaImageProcessorPil",
@@ -51,6 +60,8 @@ __all__ = [
     "VideoMetadata",
     "VideoOptions",
     "VideoSampling",
+    "create_glm4v_image_processor",
+    "create_glm4v_video_processor",
     "decode_image",
     "open_media",
     "patchify",
@@ -61,7 +72,9 @@ __all__ = [
 
 _LAZY = {
     "FramePatcher": "processors.frame_patcher",
+    "Glm4vImageProcessor": "processors.image",
     "Glm4vVideoProcessor": "processors.video",
+    "Glm46VImageProcessor": "processors.image",
     "Glm46VVideoProcessor": "processors.video",
     "GlmgaImageProcessor": "processors.image",
     "GlmgaImageProcessorPil": "processors.image",
@@ -71,6 +84,8 @@ _LAZY = {
     "MediaInfo": "processors.media",
     "MediaOptions": "processors.media",
     "VideoFeatures": "processors.video",
+    "create_glm4v_image_processor": "processors.factories",
+    "create_glm4v_video_processor": "processors.factories",
     "open_media": "processors.media",
     "resize_pil": "processors.resize",
     "resize_torch": "processors.resize",

@@ -149,11 +149,9 @@ class _ImageProcessor:
 
 
 class GlmgaImageProcessor(_ImageProcessor):
-    """Image processor whose levels are those of the reference's torchvision-backed class.
+    """Image processor whose levels are those of transformers' class of the same name, bit for bit.
 
-    Its levels are bit for bit those of transformers' ``GlmgaImageProcessor`` on the CPU, and of
-    ``Glm4vImageProcessor`` and ``Glm46VImageProcessor``, which differ from it in having no
-    ``patch_expand_factor``.
+    That is torchvision's, on the CPU: ``models/glmga/image_processing_glmga.py``.
 
     Args:
         **options: See ``ImageOptions``, and ``size`` as the reference has it. Unknown names are
@@ -172,8 +170,24 @@ class GlmgaImageProcessor(_ImageProcessor):
         return options
 
 
+class Glm46VImageProcessor(GlmgaImageProcessor):
+    """GLM-4.6V's image processor, ``models/glm46v/image_processing_glm46v.py`` in transformers.
+
+    Does all that ``GlmgaImageProcessor`` does. Of ``patch_expand_factor``, which its namesake does
+    not know, the default changes nothing.
+    """
+
+
+class Glm4vImageProcessor(GlmgaImageProcessor):
+    """GLM-4.1V's image processor, ``models/glm4v/image_processing_glm4v.py`` in transformers.
+
+    Does all that ``GlmgaImageProcessor`` does. Of ``patch_expand_factor``, which its namesake does
+    not know, the default changes nothing.
+    """
+
+
 class GlmgaImageProcessorPil(_ImageProcessor):
-    """Image processor whose levels are those of the reference's Pillow-backed class.
+    """Image processor whose levels are those of transformers' Pillow-backed class of the same name.
 
     A twin of Pillow 13, whose resizing gives other levels than Pillow 12 for some sizes. Unlike
     the reference it honours ``patch_expand_factor``.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class VideoMetadata:
     """A clip's description, by the reference's names.
 
@@ -23,6 +23,7 @@ class VideoMetadata:
 
     total_num_frames: int
     fps: float | None = None
+    _: KW_ONLY
     width: int | None = None
     height: int | None = None
     duration: float | None = None
