@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_ASPECT_RATIO: Final = 200
 
 TORCH_RESAMPLE: Final = {
-    Image.Resampling.NEAREST: "nearest",
+    Image.Resampling.NEAREST: "nearest-exact",
     Image.Resampling.BILINEAR: "bilinear",
     Image.Resampling.BICUBIC: "bicubic",
 }
@@ -69,6 +69,7 @@ def smart_resize(  # noqa: PLR0917 - the reference's signature
         )
     if height < 1 or width < 1:
         raise ValueError(f"an image needs at least one pixel a side, got {height} x {width}")
+    given = f"{height} x {width}"
     if height < factor or width < factor:
         enlarge = max(factor / height, factor / width)
         height, width = int(height * enlarge), int(width * enlarge)
@@ -76,7 +77,7 @@ def smart_resize(  # noqa: PLR0917 - the reference's signature
     if ratio > MAX_ASPECT_RATIO:
         raise AspectRatioError(
             f"the aspect ratio must be at most {MAX_ASPECT_RATIO}, got {ratio:.1f} "
-            f"({height} x {width}); crop the image"
+            f"({given}); crop the image"
         )
 
     new_height = round(height / factor) * factor
@@ -161,7 +162,7 @@ def resize_torch(
     # three interleaved bytes that is twice as fast as the planar one and gives the same bits.
     planes = torch.from_numpy(writable)[None].permute(0, 3, 1, 2)
     mode = TORCH_RESAMPLE[resample]
-    resized = F.interpolate(planes, (height, width), mode=mode, antialias=mode != "nearest")
+    resized = F.interpolate(planes, (height, width), mode=mode, antialias=mode != "nearest-exact")
     return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 

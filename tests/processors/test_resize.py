@@ -85,6 +85,15 @@ def test_torch_fast_path_gives_the_planar_kernels_bits(
     np.testing.assert_array_equal(resized, expected.numpy())
 
 
+def test_torchs_nearest_is_the_exact_one() -> None:
+    """Pillow's too: the pixel at the centre, of four the third."""
+    image = np.repeat(np.arange(8, dtype=np.uint8)[:, None, None], 3, axis=2)
+    nearest = Image.Resampling.NEAREST
+    resized = resize_torch(image, height=2, width=1, resample=nearest)
+    assert resized[:, 0, 0].tolist() == [2, 6]
+    np.testing.assert_array_equal(resized, resize_pil(image, height=2, width=1, resample=nearest))
+
+
 def test_torch_takes_read_only_arrays() -> None:
     image = np.zeros((30, 30, 3), np.uint8)
     image.flags.writeable = False
