@@ -17,7 +17,11 @@ from processors.patches import patchify
 from processors.sampling import VideoFamily, VideoSampling
 
 if TYPE_CHECKING:
-    from processors.factories import create_glm4v_image_processor, create_glm4v_video_processor
+    from processors.factories import (
+        create_glm4v_image_processor,
+        create_glm4v_video_processor,
+        load_processors,
+    )
     from processors.frame_patcher import FramePatcher
     from processors.image import (
         Glm4vImageProcessor,
@@ -63,6 +67,7 @@ __all__ = [
     "create_glm4v_image_processor",
     "create_glm4v_video_processor",
     "decode_image",
+    "load_processors",
     "open_media",
     "patchify",
     "resize_pil",
@@ -86,6 +91,7 @@ _LAZY = {
     "VideoFeatures": "processors.video",
     "create_glm4v_image_processor": "processors.factories",
     "create_glm4v_video_processor": "processors.factories",
+    "load_processors": "processors.factories",
     "open_media": "processors.media",
     "resize_pil": "processors.resize",
     "resize_torch": "processors.resize",

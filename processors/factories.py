@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import warnings
+from typing import Any, Final
 
-from processors.image import Glm4vImageProcessor
-from processors.video import Glm4vVideoProcessor
+from processors.image import Glm4vImageProcessor, Glm46VImageProcessor, GlmgaImageProcessor
+from processors.pretrained import (
+    Read,
+    build,
+    find_processor,
+    folder_reader,
+    undescribed,
+    without_video_file,
+)
+from processors.sampling import VideoFamily
+from processors.video import (
+    Glm4vVideoProcessor,
+    Glm46VVideoProcessor,
+    GlmgaVideoProcessor,
+    VideoProcessor,
+)
+
+_IMAGE: Final[dict[VideoFamily, type[GlmgaImageProcessor]]] = {
+    "glmga": GlmgaImageProcessor,
+    "glm46v": Glm46VImageProcessor,
+    "glm4v": Glm4vImageProcessor,
+}
+_VIDEO: Final[dict[VideoFamily, type[VideoProcessor]]] = {
+    "glmga": GlmgaVideoProcessor,
+    "glm46v": Glm46VVideoProcessor,
+    "glm4v": Glm4vVideoProcessor,
+}
 
 
 def create_glm4v_image_processor(**options: Any) -> Glm4vImageProcessor:
@@ -30,3 +57,35 @@ def create_glm4v_video_processor(**options: Any) -> Glm4vVideoProcessor:
         ValueError: On what ``VideoOptions`` and ``VideoSampling`` refuse.
     """
     return Glm4vVideoProcessor(**options)
+
+
+def load_processors(
+    location: str | os.PathLike[str], *, read: Read | None = None, **overrides: Any
+) -> tuple[GlmgaImageProcessor, VideoProcessor]:
+    """Makes both processors that a checkpoint's files describe, of the classes that they name.
+
+    Each is what its class's ``from_pretrained`` makes, in torch's class. A file without a type
+    takes the other's family, and Glmga where both are without.
+
+    Args:
+        location: A folder on this machine or, with ``read``, any name for messages.
+        read: Gives the content of a checkpoint's file by its name, None where there is no such
+            file: for checkpoints that lie elsewhere.
+        **overrides: Options over the files' for both, such as a model's ``patch_size``,
+            ``temporal_patch_size`` and ``merge_size``, by the names in ``ImageOptions``.
+
+    Raises:
+        ValueError: As ``from_pretrained``.
+    """
+    read = read or folder_reader(location)
+    image, video = find_processor("image", location, read), find_processor("video", location, read)
+    if image is None:
+        raise ValueError(undescribed("image", location))
+    family = image.family or (video and video.family) or "glmga"
+    image_processor = build(_IMAGE[family], family, image, overrides)
+    if video is None:
+        cls = _VIDEO[family]
+        warnings.warn(without_video_file(location, cls), UserWarning, stacklevel=2)
+        return image_processor, cls(**overrides)
+    family = video.family or family
+    return image_processor, build(_VIDEO[family], family, video, overrides)

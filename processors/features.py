@@ -31,6 +31,22 @@ class Features(Mapping[str, Any]):
         return len(list(iter(self)))
 
 
+def parse_device(device: torch.device | str | None) -> torch.device | None:
+    """Takes what names a device to torch, and None.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    if device is None:
+        return None
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"device must be one of torch's, such as 'cuda:0'; got {device!r}"
+        ) from None
+
+
 def normalise(patches: NDArray[Any], options: ImageOptions) -> torch.Tensor:
     """Makes ``pixel_values`` of levels.
 
@@ -41,7 +57,11 @@ def normalise(patches: NDArray[Any], options: ImageOptions) -> torch.Tensor:
 
     Returns:
         float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``.
+
+    Raises:
+        ValueError: If the device is not to be had.
     """
+    _require_device(options.device)
     levels = torch.from_numpy(patches).to(options.device)
     values = levels.to(torch.float32).view(len(patches), 3, -1, options.patch_size**2)
     scale = options.rescale_factor if options.do_rescale else 1.0
@@ -54,3 +74,11 @@ def normalise(patches: NDArray[Any], options: ImageOptions) -> torch.Tensor:
         values = values * scale
     repeated = values.expand(-1, -1, options.temporal_patch_size, -1)
     return repeated.reshape(len(patches), -1)
+
+
+def _require_device(device: torch.device | str | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # the former where torch is built without it
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} is not to be had here: {reason}") from error

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 from PIL import Image
 
-from processors.features import Features, normalise
+from processors.features import Features, normalise, parse_device
 from processors.inputs import flatten_images, to_rgb, warn_of_range
 from processors.options import ImageOptions, TensorKind
 from processors.patches import patchify
+from processors.pretrained import build, find_processor, folder_reader, undescribed
 from processors.resize import require_torch_resample, resize_pil, resize_torch, target_size
+from processors.sampling import VideoFamily
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,17 +46,40 @@ class _Resize(Protocol):
 class _ImageProcessor:
     """All but the resizing."""
 
+    _family: ClassVar[VideoFamily] = "glmga"
     _resize: ClassVar[_Resize]
     _default_tensors: ClassVar[TensorKind]
 
     def __init__(self, **options: Any) -> None:
         self.options = self._checked(ImageOptions().updated(options))
 
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> Self:
+        """Makes the processor that a checkpoint's files describe.
+
+        They are ``processor_config.json`` or else ``preprocessor_config.json``. Their type must be
+        this class's, with or without ``Fast`` or ``Pil``. What has no effect in transformers' class
+        is passed over, but ``min_pixels`` and ``max_pixels`` count where there is no ``size``.
+
+        Args:
+            folder: On this machine.
+            **overrides: Options over the files', by the names in ``ImageOptions``.
+
+        Raises:
+            ValueError: If the folder or the files are not there, or are another processor's, or on
+                what ``ImageOptions`` refuse, unknown names included; one line, which names the
+                file where it is to blame.
+        """
+        found = find_processor("image", folder, folder_reader(folder))
+        if found is None:
+            raise ValueError(undescribed("image", folder))
+        return build(cls, cls._family, found, overrides)
+
     def __call__(
         self, images: object, *, return_tensors: TensorKind | None = None, **overrides: Any
     ) -> ImageFeatures:
         """Same as ``preprocess``."""
-        return self.preprocess(images, return_tensors=return_tensors, **overrides)
+        return self._preprocess(images, overrides | {"return_tensors": return_tensors})
 
     def preprocess(
         self, images: object, *, return_tensors: TensorKind | None = None, **overrides: Any
@@ -73,17 +99,7 @@ class _ImageProcessor:
             ValueError: On what ``inputs.to_rgb`` or ``ImageOptions`` refuse.
             AspectRatioError: If a side is over 200 times the other.
         """
-        options = self._checked(
-            self.options.updated(overrides | {"return_tensors": return_tensors})
-        )
-        arrays = [to_rgb(image, options) for image in flatten_images(images)]
-        warn_of_range(arrays, do_rescale=options.do_rescale)
-        cut = [self._cut(array, options) for array in arrays]
-        pixel_values = torch.cat([normalise(patches, options) for patches, _ in cut])
-        image_grid_thw = torch.tensor([grid for _, grid in cut], device=pixel_values.device)
-        if (options.return_tensors or self._default_tensors) == "np":
-            return ImageFeatures(pixel_values.cpu().numpy(), image_grid_thw.cpu().numpy())
-        return ImageFeatures(pixel_values, image_grid_thw)
+        return self._preprocess(images, overrides | {"return_tensors": return_tensors})
 
     def patches(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
         """Cuts one decoded image into 8-bit patches, its temporal slice once.
@@ -132,6 +148,18 @@ class _ImageProcessor:
         """Refuses what this class cannot do."""
         raise NotImplementedError  # Each class has its own.
 
+    def _preprocess(self, images: object, overrides: Mapping[str, Any]) -> ImageFeatures:
+        """Does it for both public doors, at one distance from whom a warning is for."""
+        options = self._checked(self.options.updated(overrides))
+        arrays = [to_rgb(image, options) for image in flatten_images(images)]
+        warn_of_range(arrays, do_rescale=options.do_rescale)
+        cut = [self._cut(array, options) for array in arrays]
+        pixel_values = torch.cat([normalise(patches, options) for patches, _ in cut])
+        image_grid_thw = torch.tensor([grid for _, grid in cut], device=pixel_values.device)
+        if (options.return_tensors or self._default_tensors) == "np":
+            return ImageFeatures(pixel_values.cpu().numpy(), image_grid_thw.cpu().numpy())
+        return ImageFeatures(pixel_values, image_grid_thw)
+
     def _cut(
         self, image: NDArray[Any], options: ImageOptions
     ) -> tuple[NDArray[Any], tuple[int, int, int]]:
@@ -167,6 +195,7 @@ class GlmgaImageProcessor(_ImageProcessor):
     @classmethod
     def _checked(cls, options: ImageOptions) -> ImageOptions:
         require_torch_resample(options.resample, otherwise="use GlmgaImageProcessorPil")
+        parse_device(options.device)
         return options
 
 
@@ -177,6 +206,8 @@ class Glm46VImageProcessor(GlmgaImageProcessor):
     not know, the default changes nothing.
     """
 
+    _family = "glm46v"
+
 
 class Glm4vImageProcessor(GlmgaImageProcessor):
     """GLM-4.1V's image processor, ``models/glm4v/image_processing_glm4v.py`` in transformers.
@@ -185,12 +216,15 @@ class Glm4vImageProcessor(GlmgaImageProcessor):
     not know, the default changes nothing.
     """
 
+    _family = "glm4v"
+
 
 class GlmgaImageProcessorPil(_ImageProcessor):
     """Image processor whose levels are those of transformers' Pillow-backed class of the same name.
 
-    A twin of Pillow 13, whose resizing gives other levels than Pillow 12 for some sizes. Unlike
-    the reference it honours ``patch_expand_factor``.
+    That is ``models/glmga/image_processing_pil_glmga.py``. A twin of Pillow 13, whose resizing
+    gives other levels than Pillow 12 for some sizes. Unlike the reference it honours
+    ``patch_expand_factor``.
 
     Args:
         **options: See ``ImageOptions``, and ``size`` as the reference has it. Unknown names are
@@ -205,7 +239,8 @@ class GlmgaImageProcessorPil(_ImageProcessor):
 
     @classmethod
     def _checked(cls, options: ImageOptions) -> ImageOptions:
-        if options.device is not None and torch.device(options.device).type != "cpu":
+        device = parse_device(options.device)
+        if device is not None and device.type != "cpu":
             raise ValueError(
                 f"device={str(options.device)!r} needs torch's class, GlmgaImageProcessor; "
                 "the Pillow class works on the CPU"

@@ -62,7 +62,10 @@ def flatten_videos(videos: object) -> list[Sequence[object]]:
             return [videos]
         if not any(frames):
             return [clip for item in videos for clip in flatten_videos(item)]
-        raise ValueError("a list holds the frames of one clip, or clips, not both")
+        raise ValueError(
+            "a list holds the frames of one clip, or clips, not both, "
+            f"got {sum(frames)} frames among {len(frames)} items"
+        )
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         if videos.ndim == 4 and len(videos):
             return [videos]  # type: ignore[list-item]  # has all that is needed of a sequence
@@ -147,6 +150,10 @@ def warn_of_range(images: Iterable[NDArray[Any]], *, do_rescale: bool) -> None:
 
 def _to_array(image: object) -> NDArray[Any]:
     if isinstance(image, torch.Tensor):
+        if image.layout != torch.strided or image.is_meta:
+            raise ValueError(
+                f"a tensor must be dense and hold its values, got {image.layout} on {image.device}"
+            )
         tensor = image.detach().cpu()
         # numpy has no bfloat16.
         array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
@@ -154,8 +161,13 @@ def _to_array(image: object) -> NDArray[Any]:
         array = np.asarray(image)
     else:
         raise ValueError(
-            "an image is a PIL image, a numpy array or a torch tensor, "
-            f"got {type(image).__name__}; decode bytes with processors.decode_image"
+            "an image is a PIL image, a numpy array or a torch tensor, several are a list of "
+            f"them, got {type(image).__name__}; decode bytes with processors.decode_image"
+        )
+    if array.dtype == object:
+        raise ValueError(
+            f"an array of objects, shape {array.shape}, is no image; "
+            "pass images of different shapes as a list"
         )
     if array.size == 0:
         raise ValueError(f"an image needs at least one pixel a side, got shape {array.shape}")
@@ -171,10 +183,11 @@ def _channels_last(array: NDArray[Any], data_format: ChannelFormat | None) -> ND
             "pass several batches as a list"
         )
     is_first, is_last = array.shape[0] in _CHANNELS, array.shape[2] in _CHANNELS
-    if data_format is None and is_first == is_last:
-        problem = "could be read in two ways" if is_first else "has no axis of 1, 3 or 4 channels"
+    if not is_first and not is_last:
+        raise ValueError(f"an image has 1, 3 or 4 channels, first or last, got shape {array.shape}")
+    if data_format is None and is_first and is_last:
         raise ValueError(
-            f"shape {array.shape} {problem}; "
+            f"shape {array.shape} could be read in two ways; "
             "pass input_data_format='channels_first' or 'channels_last'"
         )
     if (data_format == "channels_first" and not is_first) or (
@@ -194,7 +207,7 @@ def _to_levels(array: NDArray[Any]) -> NDArray[Any]:
         return array
     if array.dtype == np.bool_:
         return scale_to_uint8(array, white=1)
-    if array.dtype == np.uint16:
+    if array.dtype.newbyteorder("=") == np.uint16:
         return scale_to_uint8(array, white=65535)
     if np.issubdtype(array.dtype, np.integer):
         # Scaled by the range of int64, torch.randint(0, 256, ...) would be black without a word.
@@ -208,8 +221,12 @@ def _to_levels(array: NDArray[Any]) -> NDArray[Any]:
         raise ValueError(f"images are integer or floating point, got {array.dtype}")
     with np.errstate(over="ignore"):
         values = array.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("the image holds NaN, infinity or values beyond float32; replace them")
+    if not (finite := np.isfinite(values)).all():
+        row, column, channel = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"levels must be finite and within float32, got {array[row, column, channel]} at row "
+            f"{row}, column {column}, channel {channel}; replace such values"
+        )
     return values
 
 

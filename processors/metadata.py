@@ -50,3 +50,19 @@ class VideoMetadata:
                 f"got {', '.join(map(str, value))}"
             )
         return cls(**value)
+
+    @classmethod
+    def one_each(cls, value: object, num_clips: int) -> list[VideoMetadata | None]:
+        """Takes the metadata of so many clips: one or a list of what ``parse`` takes, or of None.
+
+        Raises:
+            ValueError: If there are more or fewer, or on what ``parse`` refuses.
+        """
+        if value is None:
+            return [None] * num_clips
+        given = value if isinstance(value, (list, tuple)) else [value]
+        if len(given) != num_clips:
+            raise ValueError(
+                f"got {num_clips} clips and {len(given)} video_metadata; pass one for each clip"
+            )
+        return [None if item is None else cls.parse(item) for item in given]

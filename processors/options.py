@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, cast
 
 from PIL import Image
@@ -20,6 +20,8 @@ _Fixed = Mapping[str, tuple[tuple[object, ...], str]]
 
 _SWITCHES: Final = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 _VIDEO_SWITCHES: Final = ("do_sample_frames", "return_metadata")
+SWITCHES: Final = _SWITCHES + _VIDEO_SWITCHES
+"""Options that are on or off."""
 _COUNTS: Final = (
     "min_pixels",
     "max_pixels",
@@ -51,6 +53,9 @@ _VIDEO_FIXED: Final[_Fixed] = {
     ),
 }
 
+NO_EFFECT: Final = frozenset(_VIDEO_FIXED)
+"""Options that files of the reference's classes hold and that these families never look at."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
@@ -64,7 +69,7 @@ class ImageOptions:
         min_pixels: ``size["shortest_edge"]``: least height * width * ``temporal_patch_size``.
         max_pixels: ``size["longest_edge"]``: most height * width * ``temporal_patch_size``, so with
             two frames a patch, twice the pixels that a still may have.
-        resample: Filter, by Pillow's number.
+        resample: Filter, by Pillow's number or, as torchvision has it, by its name.
         do_rescale: Multiply levels by ``rescale_factor``.
         rescale_factor: 1 / 255, which brings levels to 0..1.
         do_normalize: Subtract ``image_mean`` and divide by ``image_std`` (after rescaling).
@@ -103,11 +108,13 @@ class ImageOptions:
     _fixed: ClassVar[_Fixed] = _IMAGE_FIXED
 
     def __post_init__(self) -> None:
+        # Frozen, so the forms that the reference accepts are settled behind its back.
         _check_switches(self, _SWITCHES)
         for name in _COUNTS:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+            object.__setattr__(self, name, int(value))  # numpy's, so that all are of one type
         if self.min_pixels > self.max_pixels:
             raise ValueError(
                 "size['shortest_edge'] (min_pixels) must be at most size['longest_edge'] "
@@ -116,7 +123,6 @@ class ImageOptions:
         factor = self.rescale_factor
         if not isinstance(factor, Real) or not math.isfinite(factor) or factor <= 0:
             raise ValueError(f"rescale_factor must be a positive number, got {factor!r}")
-        # Frozen, so the forms that the reference accepts are settled behind its back.
         object.__setattr__(self, "resample", _parse_resample(self.resample))
         for name in ("image_mean", "image_std"):
             object.__setattr__(self, name, _parse_per_channel(name, getattr(self, name)))
@@ -136,14 +142,16 @@ class ImageOptions:
 
         Args:
             given: Options by the reference's names. None leaves an option as it is. ``size`` is a
-                mapping with ``shortest_edge`` and ``longest_edge``; ``min_pixels`` and
-                ``max_pixels`` say the same at the top level, where the reference ignores them.
+                mapping, or the reference's ``SizeDict``, with ``shortest_edge`` and
+                ``longest_edge``; ``min_pixels`` and ``max_pixels`` say the same at the top level,
+                where the reference ignores them.
 
         Raises:
             ValueError: On an unknown name, on one whose effect is not to be had, and on a bad
                 value; the message says what to use.
         """
         changes: dict[str, Any] = {}
+        edges: dict[str, Any] = {}
         names = ("size", *(field.name for field in fields(self)))
         for name, value in given.items():
             if value is None and (name in self._fixed or name in names):
@@ -156,12 +164,15 @@ class ImageOptions:
                 raise ValueError(
                     f"unknown option {name}={value!r}; the options are {', '.join(names)}"
                 )
+            elif name == "size":
+                edges = _parse_size(value)
             else:
-                for key, wanted in _unfold(name, value).items():
-                    if changes.setdefault(key, wanted) != wanted:
-                        raise ValueError(
-                            f"size and {key} disagree, {changes[key]} and {wanted}: give one"
-                        )
+                changes[name] = value
+        for name, wanted in edges.items():
+            if changes.setdefault(name, wanted) != wanted:
+                raise ValueError(
+                    f"size and {name} disagree, {wanted} and {changes[name]}: give one"
+                )
         return replace(self, **changes)
 
 
@@ -206,18 +217,29 @@ def _check_switches(options: ImageOptions, names: Iterable[str]) -> None:
             raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
-def _unfold(name: str, value: Any) -> dict[str, Any]:
-    if name != "size":
-        return {name: value}
-    if not isinstance(value, Mapping) or set(value) != {"shortest_edge", "longest_edge"}:
-        raise ValueError(f"size needs 'shortest_edge' and 'longest_edge', got {value!r}")
-    return {"min_pixels": value["shortest_edge"], "max_pixels": value["longest_edge"]}
+def _parse_size(value: Any) -> dict[str, Any]:
+    try:
+        edges = dict(
+            value
+        )  # The reference's SizeDict is no mapping, but it gives the pairs of one.
+    except (TypeError, ValueError):
+        edges = {}
+    if edges.keys() != {"shortest_edge", "longest_edge"} or None in edges.values():
+        raise ValueError(
+            "size needs 'shortest_edge' and 'longest_edge', the least and most pixels of all "
+            f"frames together, got {value!r}"
+        )
+    return {"min_pixels": edges["shortest_edge"], "max_pixels": edges["longest_edge"]}
 
 
 def _parse_resample(value: Any) -> Image.Resampling:
+    name = getattr(value, "value", value)  # torchvision's enum has names for values
     try:
-        return Image.Resampling(value)
-    except ValueError:
+        if isinstance(name, str):
+            # The reference's torch classes take torchvision's exact one for Pillow's NEAREST.
+            return Image.Resampling[name.upper().removesuffix("-EXACT")]
+        return Image.Resampling(name)
+    except (KeyError, ValueError):
         filters = ", ".join(f"{item.value} ({item.name})" for item in Image.Resampling)
         raise ValueError(f"resample must be one of {filters}; got {value!r}") from None
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 
-from processors.features import Features, normalise
+from processors.features import Features, normalise, parse_device
 from processors.frame_patcher import FramePatcher, clip_grid
 from processors.inputs import flatten_videos, to_rgb, warn_of_range
 from processors.metadata import VideoMetadata
 from processors.options import TensorKind, VideoOptions
+from processors.pretrained import (
+    build,
+    find_processor,
+    folder_reader,
+    require_family,
+    undescribed,
+    without_video_file,
+)
 from processors.resize import require_torch_resample
 from processors.sampling import VideoFamily, VideoSampling
 
@@ -49,6 +59,32 @@ class VideoProcessor:
     def __init__(self, **options: Any) -> None:
         self.options = self._checked(self._defaults.updated(options))
 
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> Self:
+        """Makes the processor that a checkpoint's files describe.
+
+        They are ``processor_config.json`` or else ``video_preprocessor_config.json``. Where only
+        the image processor is described, this is the class with its defaults, and a UserWarning
+        says so: transformers would take the images' much smaller budget. Otherwise as for images.
+
+        Args:
+            folder: On this machine.
+            **overrides: Options over the files', by the names in ``VideoOptions``.
+
+        Raises:
+            ValueError: If the folder or the files are not there, or are another processor's, or on
+                what ``VideoOptions`` and ``VideoSampling`` refuse, unknown names included; one
+                line, which names the file where it is to blame.
+        """
+        read = folder_reader(folder)
+        if (found := find_processor("video", folder, read)) is not None:
+            return build(cls, cls._family, found, overrides)
+        if (image := find_processor("image", folder, read)) is None:
+            raise ValueError(undescribed("video", folder))
+        require_family(image, cls._family, "video")
+        warnings.warn(without_video_file(folder, cls), UserWarning, stacklevel=2)
+        return cls(**overrides)
+
     def __call__(
         self,
         videos: object,
@@ -58,8 +94,8 @@ class VideoProcessor:
         **overrides: Any,
     ) -> VideoFeatures:
         """Same as ``preprocess``."""
-        return self.preprocess(
-            videos, video_metadata=video_metadata, return_tensors=return_tensors, **overrides
+        return self._preprocess(
+            videos, video_metadata, overrides | {"return_tensors": return_tensors}
         )
 
     def preprocess(
@@ -90,21 +126,9 @@ class VideoProcessor:
                 on metadata that are missing or another clip's.
             AspectRatioError: If a side is over 200 times the other.
         """
-        options = self._checked(
-            self.options.updated(overrides | {"return_tensors": return_tensors})
+        return self._preprocess(
+            videos, video_metadata, overrides | {"return_tensors": return_tensors}
         )
-        clips = flatten_videos(videos)
-        described = _one_each(video_metadata, len(clips))
-        kept = [self._sample(*pair, options) for pair in zip(clips, described, strict=True)]
-        ranges: list[NDArray[Any]] = []
-        cut = [_cut(frames, options, ranges) for frames, _ in kept]
-        warn_of_range(ranges, do_rescale=options.do_rescale)
-        pixel_values = torch.cat([normalise(patches, options) for patches, _ in cut])
-        grid_thw = torch.tensor([grid for _, grid in cut], device=pixel_values.device)
-        metadata = [chosen for _, chosen in kept] if options.return_metadata else None
-        if options.return_tensors == "np":
-            return VideoFeatures(pixel_values.cpu().numpy(), grid_thw.cpu().numpy(), metadata)
-        return VideoFeatures(pixel_values, grid_thw, metadata)
 
     @property
     def sampling(self) -> VideoSampling:
@@ -178,9 +202,28 @@ class VideoProcessor:
         """
         return FramePatcher(num_frames, height, width, options=self.options)
 
+    def _preprocess(
+        self, videos: object, video_metadata: object, overrides: Mapping[str, Any]
+    ) -> VideoFeatures:
+        """Does it for both public doors, at one distance from whom a warning is for."""
+        options = self._checked(self.options.updated(overrides))
+        clips = flatten_videos(videos)
+        described = VideoMetadata.one_each(video_metadata, len(clips))
+        kept = [self._sample(*pair, options) for pair in zip(clips, described, strict=True)]
+        ranges: list[NDArray[Any]] = []
+        cut = [_cut(frames, options, ranges) for frames, _ in kept]
+        warn_of_range(ranges, do_rescale=options.do_rescale)
+        pixel_values = torch.cat([normalise(patches, options) for patches, _ in cut])
+        grid_thw = torch.tensor([grid for _, grid in cut], device=pixel_values.device)
+        metadata = [chosen for _, chosen in kept] if options.return_metadata else None
+        if options.return_tensors == "np":
+            return VideoFeatures(pixel_values.cpu().numpy(), grid_thw.cpu().numpy(), metadata)
+        return VideoFeatures(pixel_values, grid_thw, metadata)
+
     def _checked(self, options: VideoOptions) -> VideoOptions:
         """Refuses what this class cannot do."""
         require_torch_resample(options.resample, otherwise="clips have no other class")
+        parse_device(options.device)
         self._sampling(options)
         return options
 
@@ -216,6 +259,8 @@ class VideoProcessor:
 class GlmgaVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
+    That is ``models/glmga/video_processing_glmga.py``.
+
     Args:
         **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
             refused.
@@ -231,7 +276,8 @@ class GlmgaVideoProcessor(VideoProcessor):
 class Glm46VVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
-    Its frame rate goes by the clip's duration, so ``fps`` is refused.
+    That is ``models/glm46v/video_processing_glm46v.py``. Its frame rate goes by the clip's
+    duration, so ``fps`` is refused.
 
     Args:
         **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
@@ -248,6 +294,8 @@ class Glm46VVideoProcessor(VideoProcessor):
 class Glm4vVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
+    That is ``models/glm4v/video_processing_glm4v.py``.
+
     Args:
         **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
             refused.
@@ -260,17 +308,6 @@ class Glm4vVideoProcessor(VideoProcessor):
     _defaults = VideoOptions(max_pixels=28 * 28 * 2 * 30000)
 
 
-def _one_each(video_metadata: object, num_clips: int) -> list[VideoMetadata | None]:
-    if video_metadata is None:
-        return [None] * num_clips
-    given = video_metadata if isinstance(video_metadata, (list, tuple)) else [video_metadata]
-    if len(given) != num_clips:
-        raise ValueError(
-            f"got {num_clips} clips and {len(given)} video_metadata; pass one for each clip"
-        )
-    return [VideoMetadata.parse(item) for item in given]
-
-
 def _cut(
     frames: Sequence[object], options: VideoOptions, ranges: list[NDArray[Any]]
 ) -> tuple[NDArray[Any], tuple[int, int, int]]:
@@ -280,7 +317,12 @@ def _cut(
     patcher = FramePatcher(
         len(frames), first.shape[0], first.shape[1], options=options, dtype=first.dtype
     )
-    for image in chain([first], images):
+    for index, image in enumerate(chain([first], images)):
+        if image.dtype != first.dtype:
+            raise ValueError(
+                f"a clip's frames must be of one type, got {first.dtype} and then {image.dtype} "
+                f"for frame {index}; convert them"
+            )
         patcher.add(image)
         if image.dtype != np.uint8:
             ranges.append(np.array([image.min(), image.max()]))

@@ -11,14 +11,30 @@ from PIL import Image
 
 from processors import (
     AspectRatioError,
+    Glm4vImageProcessor,
+    Glm46VImageProcessor,
     GlmgaImageProcessor,
     GlmgaImageProcessorPil,
     ImageFeatures,
+    create_glm4v_image_processor,
     decode_image,
 )
 
 PROCESSORS = {"torch": GlmgaImageProcessor, "pil": GlmgaImageProcessorPil}
-BOTH = pytest.mark.parametrize("kind", list(PROCESSORS.values()))
+ALL = pytest.mark.parametrize(
+    "kind",
+    [GlmgaImageProcessor, Glm46VImageProcessor, Glm4vImageProcessor, GlmgaImageProcessorPil],
+)
+SIZES = pytest.mark.parametrize(
+    "sizes",
+    [
+        {"patch_size": patch, "temporal_patch_size": frames, "merge_size": merge}
+        for patch in (14, 16)
+        for frames in (1, 2, 4)
+        for merge in (1, 2, 3)
+    ],
+    ids=lambda sizes: "-".join(map(str, sizes.values())),
+)
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -96,7 +112,7 @@ def test_torch_pixel_values_against_float64(photos: list[Path]) -> None:
     np.testing.assert_allclose(features.pixel_values.numpy(), expected, atol=1e-6)
 
 
-@BOTH
+@ALL
 def test_every_input_form_gives_the_same(kind: Any) -> None:
     image = noise(90, 130)
     processor = kind(return_tensors="np")
@@ -110,6 +126,13 @@ def test_every_input_form_gives_the_same(kind: Any) -> None:
         planar[None],
         [[planar.to(torch.int64)]],
         [image[None]],
+        image[::-1].copy()[::-1],
+        np.asfortranarray(image),
+        np.ma.masked_array(image),
+        image.astype(">i4"),
+        image.astype(">u2") * 257,
+        planar.to(torch.uint16) * 257,
+        np.lib.stride_tricks.as_strided(image, image.shape, image.strides, writeable=False),
     ]
     for form in forms:
         features = processor(form)
@@ -117,7 +140,7 @@ def test_every_input_form_gives_the_same(kind: Any) -> None:
         np.testing.assert_array_equal(features.image_grid_thw, expected.image_grid_thw)
 
 
-@BOTH
+@ALL
 def test_a_batch_is_its_images_one_after_another(kind: Any) -> None:
     images = [noise(90, 130), noise(200, 60), noise(90, 130, seed=1)]
     processor = kind(return_tensors="np")
@@ -129,6 +152,86 @@ def test_a_batch_is_its_images_one_after_another(kind: Any) -> None:
     np.testing.assert_array_equal(
         together.image_grid_thw, np.concatenate([one.image_grid_thw for one in alone])
     )
+
+
+@ALL
+def test_a_list_may_mix_kinds_sizes_and_layouts(kind: Any) -> None:
+    images = [noise(60, 90), noise(200, 60, seed=1), noise(61, 61, seed=2)]
+    processor = kind(return_tensors="np")
+    mixed = [
+        Image.fromarray(images[0]),
+        [torch.from_numpy(images[1]).permute(2, 0, 1)],
+        images[2][None],
+    ]
+    features, expected = processor(tuple(mixed)), processor(images)
+    np.testing.assert_array_equal(features.pixel_values, expected.pixel_values)
+    np.testing.assert_array_equal(features.image_grid_thw, expected.image_grid_thw)
+
+
+@ALL
+def test_grey_is_the_same_in_every_form(kind: Any) -> None:
+    grey = noise(60, 90)[..., 0]
+    processor = kind(return_tensors="np")
+    expected = processor(np.repeat(grey[..., None], 3, axis=2))
+    forms: list[Any] = [grey, grey[..., None], grey[None], torch.from_numpy(grey)]
+    for form in [*forms, Image.fromarray(grey)]:
+        np.testing.assert_array_equal(processor(form).pixel_values, expected.pixel_values)
+
+
+@ALL
+def test_an_animation_is_the_frame_that_it_stands_at(kind: Any, tmp_path: Path) -> None:
+    frames = [Image.fromarray(noise(60, 90, seed)) for seed in range(2)]
+    path = tmp_path / "two.png"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    processor = kind(return_tensors="np")
+    with Image.open(path) as image:
+        for index in (1, 0):
+            image.seek(index)
+            expected = processor(frames[index]).pixel_values
+            np.testing.assert_array_equal(processor(image).pixel_values, expected)
+
+
+@ALL
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ">f8"])
+def test_floating_point_of_every_width_is_the_same(kind: Any, dtype: Any) -> None:
+    image = noise(60, 90)
+    processor = kind(return_tensors="np")
+    expected = processor(image.astype(np.float64)).pixel_values
+    np.testing.assert_array_equal(processor(image.astype(dtype)).pixel_values, expected)
+    tensor = torch.from_numpy(image).to(torch.float32).requires_grad_()
+    np.testing.assert_array_equal(processor(tensor).pixel_values, expected)
+
+
+@ALL
+@SIZES
+def test_sizes_of_patches(kind: Any, sizes: dict[str, int]) -> None:
+    """By the definition: every patch in its place, and each frame of it the same."""
+    P, m, T = sizes["patch_size"], sizes["merge_size"], sizes["temporal_patch_size"]
+    rows, columns = 2 * m, 3 * m
+    image = noise(rows * P, columns * P)
+    processor = kind(**sizes, do_resize=False, return_tensors="np")
+    features = processor(image, do_rescale=False, do_normalize=False)
+    expected = [
+        np.repeat(image[y * P : y * P + P, x * P : x * P + P].transpose(2, 0, 1)[:, None], T, 1)
+        for top in range(0, rows, m)
+        for left in range(0, columns, m)
+        for y in range(top, top + m)
+        for x in range(left, left + m)
+    ]
+    np.testing.assert_array_equal(
+        features.pixel_values, np.stack(expected).reshape(rows * columns, -1)
+    )
+    assert features.image_grid_thw.tolist() == [[1, rows, columns]]
+    assert processor.get_number_of_image_patches(rows * P, columns * P) == rows * columns
+    seen = processor(image, image_mean=0.5, image_std=0.25).pixel_values
+    np.testing.assert_allclose(
+        seen, (features.pixel_values.astype(np.float64) / 255 - 0.5) / 0.25, atol=1e-6
+    )
+    resized = kind(**sizes, return_tensors="np")
+    grid = resized(noise(333, 100)).image_grid_thw[0]
+    assert grid[0] == 1
+    assert grid[1] % m == grid[2] % m == 0
+    assert resized.get_number_of_image_patches(333, 100) == grid.prod()
 
 
 def test_the_result_is_a_mapping() -> None:
@@ -151,6 +254,15 @@ def test_each_class_returns_what_it_works_in() -> None:
     assert isinstance(chosen.image_grid_thw, torch.Tensor)
 
 
+def test_the_documentations_processor_of_larger_patches() -> None:
+    processor = create_glm4v_image_processor(patch_size=16, merge_size=2)
+    assert type(processor) is Glm4vImageProcessor
+    image = Image.fromarray(noise(300, 400)).resize((512, 512))
+    inputs = processor.preprocess([image], return_tensors="pt")
+    assert inputs["image_grid_thw"].tolist() == [[1, 32, 32]]
+    assert inputs["pixel_values"].shape == (1024, 3 * 2 * 16 * 16)
+
+
 def test_exif_of_pil_images_is_not_applied() -> None:
     image = Image.fromarray(noise(60, 120))
     image.getexif()[274] = 6
@@ -158,7 +270,7 @@ def test_exif_of_pil_images_is_not_applied() -> None:
     assert rows < columns
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     "options",
     [
@@ -196,11 +308,15 @@ def test_do_resize_false_takes_only_sizes_that_divide() -> None:
         processor.get_number_of_image_patches(56, 80)
 
 
-def test_extreme_ratios_carry_their_code() -> None:
+@ALL
+def test_extreme_ratios_carry_their_code(kind: Any) -> None:
     with pytest.raises(AspectRatioError) as caught:
-        GlmgaImageProcessor().patches(np.zeros((1, 201, 3), np.uint8))
+        kind().patches(np.zeros((5, 1001, 3), np.uint8))
     assert caught.value.code == "aspect_ratio"
-    assert GlmgaImageProcessor().patches(np.zeros((1, 200, 3), np.uint8))[1] == (1, 2, 400)
+    assert isinstance(caught.value, ValueError)
+    line = "the aspect ratio must be at most 200, got 200.2 (5 x 1001); crop the image"
+    assert str(caught.value) == line
+    assert kind().patches(np.zeros((5, 1000, 3), np.uint8))[1] == (1, 2, 400)
 
 
 @pytest.mark.parametrize(
@@ -211,17 +327,23 @@ def test_patches_takes_decoded_images_only(image: np.ndarray) -> None:
         GlmgaImageProcessor().patches(image)
 
 
-def test_float_images_warn_once_and_go_on() -> None:
+@ALL
+def test_float_images_warn_the_caller_once_and_go_on(kind: Any) -> None:
     images = [np.random.default_rng(0).random((3, 60, 60)), np.full((3, 60, 60), 0.5)]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        features = GlmgaImageProcessor()(images)
-    assert [str(item.message).split(";")[0] for item in caught] == [
-        "floating-point images count as levels 0..255 and are rescaled, "
-        f"but these hold {images[0].min():.4g}..{images[0].max():.4g}"
-    ]
-    assert features.pixel_values.shape == (2 * 36, 1176)
-    GlmgaImageProcessor()(images, do_rescale=False)  # as they should be passed: no warning
+    processor = kind()
+    for call in (processor, processor.preprocess):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            features = call(images)
+        assert [(str(item.message).split(";")[0], item.filename) for item in caught] == [
+            (
+                "floating-point images count as levels 0..255 and are rescaled, "
+                f"but these hold {images[0].min():.4g}..{images[0].max():.4g}",
+                __file__,
+            )
+        ]
+        assert features.pixel_values.shape == (2 * 36, 1176)
+    processor(images, do_rescale=False)  # as they should be passed: no warning
 
 
 def test_float_levels_are_close_to_uint8_levels() -> None:

@@ -20,6 +20,7 @@ from processors import (
     VideoFeatures,
     VideoMetadata,
     VideoOptions,
+    create_glm4v_video_processor,
     patchify,
     smart_resize,
 )
@@ -30,6 +31,16 @@ PROCESSORS = {
     "glm4v": Glm4vVideoProcessor,
 }
 ALL = pytest.mark.parametrize("kind", list(PROCESSORS.values()))
+SIZES = pytest.mark.parametrize(
+    "sizes",
+    [
+        {"patch_size": patch, "temporal_patch_size": frames, "merge_size": merge}
+        for patch in (14, 16)
+        for frames in (1, 2, 4)
+        for merge in (1, 2, 3)
+    ],
+    ids=lambda sizes: "-".join(map(str, sizes.values())),
+)
 LEVELS: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
 
 
@@ -213,6 +224,12 @@ def test_every_input_form_gives_the_same(kind: Any) -> None:
         [list(planar)],
         [Image.fromarray(frame) for frame in frames],
         [[planar[0], Image.fromarray(frames[1]), frames[2], planar[3].to(torch.int64)]],
+        tuple(frames),
+        frames[::-1].copy()[::-1],
+        np.asfortranarray(frames),
+        frames.astype(">u2") * 257,
+        planar.to(torch.uint16) * 257,
+        np.lib.stride_tricks.as_strided(frames, frames.shape, frames.strides, writeable=False),
     ]
     for form in forms:
         features = processor(form)
@@ -287,6 +304,83 @@ def test_metadata_of_the_caller_stay_as_they_were() -> None:
     assert kept.video_metadata == [VideoMetadata(total_num_frames=3)]
 
 
+@ALL
+def test_metadata_are_taken_in_every_form(kind: Any) -> None:
+    from transformers.video_utils import VideoMetadata as Theirs
+
+    frames, given = noise(8, 56, 56), {"total_num_frames": 8, "fps": 4.0}
+    processor = kind(return_tensors="np", return_metadata=True)
+    expected = processor(frames, video_metadata=given)
+    forms: list[Any] = [
+        VideoMetadata(**given),
+        VideoMetadata(8, 4),
+        Theirs(**given),
+        [given],
+        (given,),
+        {"total_num_frames": np.int64(8), "fps": np.float32(4)},
+    ]
+    for form in forms:
+        features = processor([frames], video_metadata=form)
+        np.testing.assert_array_equal(features.pixel_values_videos, expected.pixel_values_videos)
+        assert (
+            features.video_metadata[0].frames_indices == expected.video_metadata[0].frames_indices
+        )
+    kept = processor([frames, frames], video_metadata=[None, given], do_sample_frames=False)
+    assert kept.video_metadata == [VideoMetadata(8), VideoMetadata(8, 4)]
+
+
+@ALL
+@SIZES
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_sizes_of_patches(kind: Any, num_frames: int, sizes: dict[str, int]) -> None:
+    """By the definition: every patch in its place, the last frame as often as it takes."""
+    P, m, T = sizes["patch_size"], sizes["merge_size"], sizes["temporal_patch_size"]
+    rows, columns, segments = 2 * m, m, -(-num_frames // T)
+    frames = noise(num_frames, rows * P, columns * P)
+    processor = kind(**sizes, do_resize=False, do_sample_frames=False)
+    features = processor(frames, **LEVELS)
+    padded = frames[np.minimum(np.arange(segments * T), num_frames - 1)]
+    expected = [
+        padded[t * T : t * T + T, y * P : y * P + P, x * P : x * P + P].transpose(3, 0, 1, 2)
+        for t in range(segments)
+        for top in range(0, rows, m)
+        for left in range(0, columns, m)
+        for y in range(top, top + m)
+        for x in range(left, left + m)
+    ]
+    np.testing.assert_array_equal(
+        features.pixel_values_videos, np.stack(expected).reshape(len(expected), -1)
+    )
+    assert features.video_grid_thw.tolist() == [[segments, rows, columns]]
+    count = processor.get_num_of_video_patches(num_frames, rows * P, columns * P)
+    assert count == segments * rows * columns
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "kept"),
+    [
+        (2, [0, 0, 0, 0]),
+        (6, [0, 2, 4, 4]),
+        (10, [0, 2, 4, 6, 8, 8, 8, 8]),
+    ],
+)
+def test_short_clips_of_four_frames_a_patch_repeat_the_last_one(
+    num_frames: int, kept: list[int]
+) -> None:
+    processor = create_glm4v_video_processor(fps=1.0, max_duration=60, temporal_patch_size=4)
+    frames = noise(num_frames, 28, 56)
+    metadata = VideoMetadata(fps=2.0, total_num_frames=num_frames)
+    features = processor(frames, video_metadata=metadata, do_resize=False, **LEVELS)
+    expected = processor(frames[kept], do_sample_frames=False, do_resize=False, **LEVELS)
+    assert features.video_grid_thw.tolist() == [[len(kept) // 4, 2, 4]]
+    np.testing.assert_array_equal(features.pixel_values_videos, expected.pixel_values_videos)
+    chosen = processor.sample_frames(metadata)
+    assert sorted({*chosen.tolist()}) == sorted({*kept})
+    assert processor.get_num_of_video_patches(len(chosen), 28, 56, {"do_resize": False}) == len(
+        features.pixel_values_videos
+    )
+
+
 def test_options_at_call_time_hold_for_the_sampling() -> None:
     frames, metadata = noise(64, 28, 28), VideoMetadata(total_num_frames=64, fps=8.0)
     processor = GlmgaVideoProcessor(return_metadata=True)
@@ -305,16 +399,20 @@ def test_random_frames_as_levels_warn_once_and_go_on() -> None:
     video = torch.randn(16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     metadata = VideoMetadata(fps=30.0, total_num_frames=16)
     processor = Glm4vVideoProcessor()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        inputs = processor.preprocess([video], video_metadata=[metadata], return_tensors="pt")
     low, high = video[[0, 15]].min(), video[[0, 15]].max()
-    assert [str(item.message).split(";")[0] for item in caught] == [
-        "floating-point images count as levels 0..255 and are rescaled, "
-        f"but these hold {low:.4g}..{high:.4g}"
-    ]
-    assert inputs["video_grid_thw"].tolist() == [[1, 16, 16]]
-    assert inputs["pixel_values_videos"].shape == (256, 1176)
+    for call in (processor, processor.preprocess):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            inputs = call([video], video_metadata=[metadata], return_tensors="pt")
+        assert [(str(item.message).split(";")[0], item.filename) for item in caught] == [
+            (
+                "floating-point images count as levels 0..255 and are rescaled, "
+                f"but these hold {low:.4g}..{high:.4g}",
+                __file__,
+            )
+        ]
+        assert inputs["video_grid_thw"].tolist() == [[1, 16, 16]]
+        assert inputs["pixel_values_videos"].shape == (256, 1176)
     processor(video, video_metadata=metadata, do_rescale=False)  # no warning
 
 
@@ -326,13 +424,24 @@ def test_random_frames_as_levels_warn_once_and_go_on() -> None:
         (np.zeros((0, 28, 28, 3), np.uint8), r"got shape \(0, 28, 28, 3\)"),
         (np.zeros((0, 2, 28, 28, 3), np.uint8), r"got shape \(0, 2, 28, 28, 3\)"),
         (np.zeros((28, 28, 3), np.uint8), r"got shape \(28, 28, 3\); pass a frame alone as a list"),
-        ([np.zeros((28, 28, 3)), np.zeros((2, 28, 28, 3))], "of one clip, or clips, not both"),
+        (
+            [np.zeros((28, 28, 3)), np.zeros((2, 28, 28, 3))],
+            "of one clip, or clips, not both, got 1 frames among 2 items",
+        ),
         (np.zeros((2, 0, 28, 3), np.uint8), "at least one pixel a side"),
         (np.zeros((2, 3, 28, 3), np.uint8), "could be read in two ways"),
-        ([np.zeros((28, 28, 3), np.uint8), np.zeros((28, 28, 3))], "of uint8 .*, got float32"),
-        (np.full((2, 28, 28, 3), np.nan), "NaN"),
+        (
+            [np.zeros((28, 28, 3), np.uint8), np.zeros((28, 28, 3))],
+            "of one type, got uint8 and then float32 for frame 1; convert them",
+        ),
+        (np.full((2, 28, 28, 3), np.nan), "levels must be finite .*, got nan at row 0, column 0"),
+        (np.array([None, None]), r"a clip has 4 dimensions.*got shape \(2,\)"),
+        (iter(np.zeros((2, 28, 28, 3), np.uint8)), "or a list of frames, got <iterator object"),
+        (np.zeros((1, 1, 2, 28, 28, 3)), r"got shape \(1, 1, 2, 28, 28, 3\)"),
+        (Image.new("RGB", (28, 28)), "or a list of frames, got <PIL.Image.Image"),
+        ([None], "or a list of frames, got None"),
     ],
-    ids=["none", "path", "frames", "batch", "frame", "mixed", "empty", "axis", "types", "nan"],
+    ids=lambda value: value.split(",")[0] if isinstance(value, str) else "",
 )
 def test_what_is_no_clip_is_refused(videos: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -345,7 +454,15 @@ def test_what_is_no_clip_is_refused(videos: Any, message: str) -> None:
     [
         (None, "sampling needs a clip's frame rate: pass video_metadata, or do_sample_frames"),
         ({"total_num_frames": 8}, "fps must be a positive number, got None"),
-        ({"total_num_frames": 8, "fps": 0}, "got 0"),
+        ({"total_num_frames": 8, "fps": 0}, "fps must be a positive number, got 0"),
+        ({"total_num_frames": 8, "fps": -24}, "got -24"),
+        ({"total_num_frames": 8, "fps": float("nan")}, "got nan"),
+        ({"total_num_frames": 8, "fps": float("inf")}, "got inf"),
+        ({"total_num_frames": 8, "fps": "24"}, "got '24'"),
+        ({"total_num_frames": 8, "fps": 4, "duration": -1}, "duration must be .*; got -1"),
+        ({"total_num_frames": 8.0, "fps": 4}, r"total_num_frames must be an integer.*, got 8\.0"),
+        ([None], "sampling needs a clip's frame rate: pass video_metadata"),
+        ([[{"total_num_frames": 8, "fps": 4}]], "a VideoMetadata or a mapping, got list"),
         ({"total_num_frames": 9, "fps": 4}, "has total_num_frames=9, but the clip has 8 frames"),
         ({"total_num_frames": 7, "fps": 4}, "total_num_frames=7"),
         ([{"total_num_frames": 8, "fps": 4}] * 2, "got 1 clips and 2 video_metadata; pass one"),
