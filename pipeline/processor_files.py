@@ -1,9 +1,8 @@
-"""What a checkpoint's files say of its processors."""
+"""What a checkpoint's files say of its processors, as far as a run can go by it."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +14,17 @@ import fsspec
 from encoder import CheckpointError
 from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.location import join
-from processors import ImageOptions, VideoFamily
+from processors import ImageOptions, VideoFamily, VideoOptions, pretrained
+from processors.pretrained import ProcessorFile
 
-FAMILIES: Final[dict[str, VideoFamily]] = {"Glmga": "glmga", "Glm46V": "glm46v", "Glm4v": "glm4v"}
-"""By the name of a processor's class, less `ImageProcessor` or `VideoProcessor`, `Fast`, `Pil`."""
+FAMILIES: Final = pretrained.FAMILIES
+"""By the name of a processor's class, less what all of them end in."""
 
-# Where a checkpoint describes its processors, nested or not; the first one that is there counts.
-_FILES: Final = {
-    "image_processor": ("processor_config.json", "preprocessor_config.json"),
-    "video_processor": ("processor_config.json", "video_preprocessor_config.json"),
-}
-_SWITCHES: Final = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames")
+# What a run always does as the family does it by default.
+_FIXED: Final = (
+    *("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames"),
+    *("resample", "rescale_factor", "image_mean", "image_std"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,58 +66,60 @@ def brought_options(checkpoint: str) -> Brought:
         StorageError: Storage failed.
     """
     with reading(checkpoint):
-        image, video = (_brought(checkpoint, kind) for kind in _FILES)
-    return Brought(image=image, video=video, family=_family(checkpoint, image, video))
+        files = _files(checkpoint)
+    try:
+        image = pretrained.find_processor("image", checkpoint, files.get)
+        video = pretrained.find_processor("video", checkpoint, files.get)
+        family = _family(image, video)
+        if video is None:
+            print(
+                f"patchflow: {checkpoint} brings no video processor: "
+                f"clips are sampled as by {family}",
+                file=sys.stderr,
+            )
+        return Brought(
+            image=_options(image, family, ImageOptions()),
+            video=_options(video, family, VideoOptions()),
+            family=family,
+        )
+    except ValueError as error:
+        raise UsageError(f"--encoder {error}") from error
 
 
-def _family(checkpoint: str, image: dict[str, Any], video: dict[str, Any]) -> VideoFamily:
-    """Whose rules clips are sampled by: the processor's type says it, never the model's.
+def _files(checkpoint: str) -> dict[str, bytes]:
+    """The processor files that are there; a tower alone has none."""
+    fs, path = fsspec.core.url_to_fs(checkpoint)
+    if path.endswith(".safetensors"):
+        return {}
+    there = (name for name in pretrained.FILES if fs.exists(join(path, name)))
+    return {name: fs.cat_file(join(path, name)) for name in there}
+
+
+def _family(image: ProcessorFile | None, video: ProcessorFile | None) -> VideoFamily:
+    """Whose rules clips are sampled by: a processor's type says it, never the model's."""
+    said = (file.family for file in (video, image) if file is not None)
+    return next((family for family in said if family is not None), Brought().family)
+
+
+def _options(
+    file: ProcessorFile | None, family: VideoFamily, defaults: ImageOptions
+) -> dict[str, Any]:
+    """What a file says, if a run can do it.
 
     Raises:
-        UsageError: It is another family's, or the image processor is.
+        ValueError: An option cannot be, or a run cannot do it.
     """
-    family = Brought().family
-    # The video processor's is the one that counts, if there is one.
-    for kind in (image.get("image_processor_type"), video.get("video_processor_type")):
-        if kind is None:
-            continue
-        match = re.fullmatch(r"(\w+?)(Image|Video)Processor(Fast|Pil)?", str(kind))
-        if match is None or match[1] not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise UsageError(f"--encoder {checkpoint}: {kind} is no processor of {known}")
-        family = FAMILIES[match[1]]
-    if not video:
-        print(
-            f"patchflow: {checkpoint} brings no video processor: clips are sampled as by {family}",
-            file=sys.stderr,
-        )
-    return family
-
-
-def _brought(checkpoint: str, kind: str) -> dict[str, Any]:
-    """A checkpoint's options for its image or video processor; none where it has no such file."""
-    fs, path = fsspec.core.url_to_fs(checkpoint)
-    for name in _FILES[kind]:
-        file = join(path, name)
-        if path.endswith(".safetensors") or not fs.exists(file):
-            continue
-        place = join(checkpoint, name)
-        try:
-            raw = json.loads(fs.cat_file(file))
-            found: dict[str, Any] = raw.get(kind) if name == _FILES[kind][0] else raw
-            if found is not None:
-                _check_processor(found, place)
-                return found
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"--encoder {place}: {error}") from error
-    return {}
-
-
-def _check_processor(options: dict[str, Any], place: str) -> None:
-    family = ImageOptions()
-    for name in ("image_mean", "image_std"):
-        if name in options and tuple(options[name]) != getattr(family, name):
-            raise UsageError(f"{place}: {name} {options[name]} is not the family's")
-    for name in _SWITCHES:
-        if options.get(name) is False:
-            raise UsageError(f"{place}: {name} false is not supported")
+    if file is None:
+        return {}
+    options = file.options(file.family or family)
+    try:
+        told = defaults.updated(options)
+    except ValueError as error:
+        raise ValueError(f"{file.place}: {error}") from error
+    for name in _FIXED:
+        if name in options and getattr(told, name) != getattr(defaults, name):
+            raise ValueError(
+                f"{file.place}: {name} {json.dumps(options[name])} is not supported, "
+                f"only the family's {json.dumps(getattr(defaults, name))}"
+            )
+    return options

@@ -207,19 +207,21 @@ def test_a_tower_alone_brings_no_processor(
 
 
 FOREIGN = [
-    ("video_processor", "video_processor_type", "Qwen2VLVideoProcessor"),
-    ("image_processor", "image_processor_type", "SiglipImageProcessorFast"),
-    ("image_processor", "image_processor_type", "GlmgaImageProcessorNew"),
+    ("video", "Qwen2VLVideoProcessor"),
+    ("image", "SiglipImageProcessorFast"),
+    ("image", "GlmgaImageProcessorNew"),
 ]
 
 
-@pytest.mark.parametrize(("file", "key", "kind"), FOREIGN)
+@pytest.mark.parametrize(("kind", "name"), FOREIGN)
 def test_another_familys_processor_is_refused_by_name(
-    checkpoint: Write, file: str, key: str, kind: str
+    checkpoint: Write, kind: str, name: str
 ) -> None:
-    location = checkpoint(**{file: {key: kind}})
-    expected = f"--encoder {location}: {kind} is no processor of Glmga, Glm46V, Glm4v"
-    assert refusal(location) == expected
+    file = f"{kind}_processor"
+    location = checkpoint(**{file: {f"{file}_type": name}})
+    assert refusal(location) == (
+        f"--encoder {location}/{FLAT[file]}: {name} is no {kind} processor of Glmga, Glm46V, Glm4v"
+    )
 
 
 def test_another_familys_image_processor_is_refused_beside_a_video_processor_of_ours(
@@ -229,7 +231,7 @@ def test_another_familys_image_processor_is_refused_beside_a_video_processor_of_
         image_processor={"image_processor_type": "SiglipImageProcessor"},
         video_processor={"video_processor_type": "GlmgaVideoProcessor"},
     )
-    assert "SiglipImageProcessor is no processor of" in refusal(location)
+    assert "SiglipImageProcessor is no image processor of" in refusal(location)
 
 
 def test_a_rate_is_refused_where_the_clips_length_decides_it(checkpoint: Write) -> None:
@@ -246,34 +248,73 @@ def test_a_rate_is_refused_where_the_clips_length_decides_it(checkpoint: Write) 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean [0.5, 0.5, 0.5] is not the family's"),
-        ({"image_std": [0.5, 0.5, 0.5]}, "image_std [0.5, 0.5, 0.5] is not the family's"),
-        ({"do_resize": False}, "do_resize false is not supported"),
-        ({"do_sample_frames": False}, "do_sample_frames false is not supported"),
+        (
+            {"image_mean": [0.5, 0.5, 0.5]},
+            "image_mean [0.5, 0.5, 0.5] is not supported, "
+            "only the family's [0.48145466, 0.4578275, 0.40821073]",
+        ),
+        (
+            {"image_std": 0.5},
+            "image_std 0.5 is not supported, "
+            "only the family's [0.26862954, 0.26130258, 0.27577711]",
+        ),
+        ({"do_resize": False}, "do_resize false is not supported, only the family's true"),
+        (
+            {"do_sample_frames": False},
+            "do_sample_frames false is not supported, only the family's true",
+        ),
+        ({"resample": 2}, "resample 2 is not supported, only the family's 3"),
+        (
+            {"rescale_factor": 0.5},
+            "rescale_factor 0.5 is not supported, only the family's 0.00392156862745098",
+        ),
+        ({"size": {"shortest_edge": 9}}, "size needs 'shortest_edge' and 'longest_edge', the"),
+        ({"max_image_tokens": 8000}, "unknown option max_image_tokens=8000; the options are"),
+        ({"patch_expand_factor": 0}, "patch_expand_factor must be an integer of at least 1, got 0"),
     ],
+    ids=str,
 )
 def test_a_processor_that_does_something_else_is_refused(
     checkpoint: Write, options: dict[str, Any], reason: str
 ) -> None:
     location = checkpoint(video_processor=options)
-    assert refusal(location) == f"{location}/video_preprocessor_config.json: {reason}"
+    place = f"{location}/video_preprocessor_config.json"
+    assert refusal(location).startswith(f"--encoder {place}: {reason}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_mean": [0.48145466, 0.4578275, 0.40821073], "rescale_factor": 1 / 255},
+        {"resample": 3, "do_resize": True, "do_center_crop": None, "size_divisor": None},
+        {"num_frames": 16, "max_image_size": {"longest_edge": 9}, "transformers_version": "5"},
+        {"patch_size": 16, "device": "cuda", "return_tensors": "np"},  # the run's own count
+    ],
+)
+def test_a_processor_that_does_the_same_in_more_words_is_taken(
+    checkpoint: Write, options: dict[str, Any]
+) -> None:
+    location = checkpoint(image_processor=options, video_processor=options)
+    assert found(location) == found()
+
+
+def test_what_a_family_never_looks_at_has_no_effect(checkpoint: Write) -> None:
+    location = checkpoint(
+        image_processor={"image_processor_type": "Glm46VImageProcessor", "patch_expand_factor": 2},
+        video_processor={"video_processor_type": "Glm46VVideoProcessor", "max_frames": 9},
+    )
+    options = found(location)
+    assert (options.images.patch_expand_factor, options.sampling.max_frames) == (1, 640)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"video_processor": 3}', '"text"'])
 def test_a_damaged_file_is_refused_by_name(checkpoint: Write, content: str) -> None:
     location = checkpoint()
     (Path(location) / "processor_config.json").write_text(content)
-    assert refusal(location).startswith(f"--encoder {location}/processor_config.json: ")
+    assert refusal(location).startswith(f"--encoder {location}/processor_config.json")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"patch_expand_factor": 0},
-        {"fps": -1},
-        {"max_frames": "many"},
-    ],
-)
+@pytest.mark.parametrize("options", [{"fps": -1}, {"max_frames": "many"}])
 def test_an_option_that_cannot_be_is_refused(checkpoint: Write, options: dict[str, Any]) -> None:
     assert "clips are sampled as by glmga: " in refusal(checkpoint(video_processor=options))
 
