@@ -101,8 +101,8 @@ def attend(
     sizes = [sum(run.lengths) for _, run in runs]
     packs = (torch.split(x, sizes) for x in (query_NHE, key_NHE, value_NHE))
     outputs = [
-        _attend_varlen(*qkv, run) if short else _attend_sdpa(*qkv, run)
-        for (short, run), *qkv in zip(runs, *packs, strict=True)
+        (_attend_varlen if short else _attend_sdpa)(query, key, value, run)
+        for (short, run), query, key, value in zip(runs, *packs, strict=True)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

@@ -85,7 +85,7 @@ class _Reference:
             normed_ND = self._norm(x_ND, f"{block}.norm1")
             x_ND = x_ND + self._attention(normed_ND, turns_NR, lengths, f"{block}.attn")
             x_ND = x_ND + self._mlp(self._norm(x_ND, f"{block}.norm2"), f"{block}.mlp")
-        parts = self._norm(x_ND, "post_layernorm").split(lengths)
+        parts = torch.split(self._norm(x_ND, "post_layernorm"), lengths)
         found = zip(parts, places, shapes, strict=True)
         x_TO = torch.cat([self._downsample(*segment) for segment in found])
         return EncoderOutput(last_hidden_state=x_TO, pooler_output=self._merge(x_TO))
@@ -144,9 +144,10 @@ class _Reference:
     def _attention(
         self, x_ND: torch.Tensor, turns_NR: torch.Tensor, lengths: list[int], name: str
     ) -> torch.Tensor:
-        heads = (3, self.config.num_heads, self.config.head_dim)
-        query, key, value = self._linear(x_ND, f"{name}.qkv").unflatten(-1, heads).unbind(1)
-        parts = (x.split(lengths) for x in (_turn(query, turns_NR), _turn(key, turns_NR), value))
+        shape = (len(x_ND), 3, self.config.num_heads, self.config.head_dim)
+        query, key, value = self._linear(x_ND, f"{name}.qkv").view(shape).unbind(1)
+        turned = (_turn(query, turns_NR), _turn(key, turns_NR), value)
+        parts = (torch.split(x_NHE, lengths) for x_NHE in turned)
         out_NHE = torch.cat([attention(*qkv) for qkv in zip(*parts, strict=True)])
         return self._linear(out_NHE.flatten(1), f"{name}.proj")
 
