@@ -63,7 +63,8 @@ def reference_features(
     Returns:
         Tokens before and after the merger's MLP, [T, O] each, in `dtype`, on the CPU.
     """
-    return _Reference(state=state, config=config, dtype=dtype).features(pixels_NP, grids)
+    with torch.device("cpu"):  # Whatever the caller's default device.
+        return _Reference(state=state, config=config, dtype=dtype).features(pixels_NP, grids)
 
 
 @dataclass(frozen=True, kw_only=True)

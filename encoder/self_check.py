@@ -39,17 +39,18 @@ def check_encoder(model: Glm4vVisionModel) -> None:
     """
     state = model.state_dict()
     example = state["downsample.weight"]
-    levels_NP, grids = known_input(model.config)
-    with torch.inference_mode():
-        _hold("attention results are", _attention_error(example, model.config.head_dim), 1, example)
+    # Whatever the caller's default device.
+    with torch.inference_mode(), torch.device("cpu"):
+        error = _attention_error(example, model.config.head_dim)
+        _hold("attention results are", error, 1, example)
+        levels_NP, grids = known_input(model.config)
         ours = model.forward_features(levels_NP.to(example.device), grids)
         # Float32: float64 would take four times as long to show no more.
         exact = reference_features(
             state, model.config, normalized(levels_NP, model.config), grids, dtype=torch.float32
         )
-    _hold(
-        "tokens are", max_error(torch.cat(ours), torch.cat(exact)), model.config.depth + 3, example
-    )
+        error = max_error(torch.cat(ours), torch.cat(exact))
+    _hold("tokens are", error, model.config.depth + 3, example)
 
 
 def known_input(config: Glm4vVisionConfig) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
@@ -81,15 +82,15 @@ def _attention_error(example: torch.Tensor, head_dim: int) -> float:
     lengths = [limit, *_LENGTHS] if limit else _LENGTHS
     qkv_N3HE = noise(sum(lengths))
     out_NHE = attend(*qkv_N3HE.unbind(1), Segments.of(lengths, example.device))
-    errors = []
+    found, exact = [], []
     for ours_SHE, own_S3HE in zip(
-        *(torch.split(x, lengths) for x in (out_NHE, qkv_N3HE)), strict=True
+        *(torch.split(x.cpu(), lengths) for x in (out_NHE, qkv_N3HE)), strict=True
     ):
-        query_SHE, key_SHE, value_SHE = own_S3HE.to("cpu", torch.float64).unbind(1)
+        query_SHE, key_SHE, value_SHE = own_S3HE.double().unbind(1)
         some_Q = torch.linspace(0, len(query_SHE) - 1, min(len(query_SHE), _QUERIES)).long()
-        exact_QHE = attention(query_SHE[some_Q], key_SHE, value_SHE)
-        errors.append(max_error(ours_SHE.cpu()[some_Q].flatten(1), exact_QHE.flatten(1)))
-    return max(errors)
+        found.append(ours_SHE[some_Q])
+        exact.append(attention(query_SHE[some_Q], key_SHE, value_SHE))
+    return max_error(torch.cat(found).flatten(1), torch.cat(exact).flatten(1))
 
 
 def max_error(ours_TO: torch.Tensor, exact_TO: torch.Tensor) -> float:

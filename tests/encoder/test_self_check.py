@@ -2,12 +2,21 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from encoder import Glm4vVisionModel, SelfCheckError, attention, check_encoder, load_encoder, model
+from encoder import (
+    Glm4vVisionModel,
+    SelfCheckError,
+    attention,
+    check_encoder,
+    load_encoder,
+    model,
+    self_check,
+)
 from encoder.attention import Segments, attend
 from encoder.positions import rotate
 from encoder.self_check import known_input
@@ -35,6 +44,12 @@ def test_the_known_input_is_of_several_lengths_two_of_them_equal() -> None:
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_a_healthy_encoder_passes(preset: str, dtype: torch.dtype, seed: int) -> None:
     check_encoder(load_encoder(preset, dtype=dtype, seed=seed))
+
+
+@pytest.mark.parametrize("family", ["glm4v", "glm4v_moe", "glm46v", "glmga"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_checkpoints_encoder_passes(goldens: Path, family: str, dtype: torch.dtype) -> None:
+    check_encoder(load_encoder(str(goldens / f"checkpoint-{family}"), dtype=dtype))
 
 
 @pytest.mark.whole
@@ -127,6 +142,27 @@ def test_a_kernel_that_is_wrong_for_long_segments_is_refused(
         check_encoder(small)
 
 
+@pytest.mark.parametrize("segment", range(5))
+def test_a_kernel_that_leaves_a_row_unwritten_is_refused(
+    small: Glm4vVisionModel, monkeypatch: pytest.MonkeyPatch, segment: int
+) -> None:
+    real = attention._attend_sdpa
+
+    def unwritten(q: Any, k: Any, v: Any, segments: Segments) -> torch.Tensor:
+        out = real(q, k, v, segments)
+        out[sum(segments.lengths[: segment + 1]) - 1] = float("nan")
+        return out
+
+    monkeypatch.setattr(attention, "_attend_sdpa", unwritten)
+    with pytest.raises(SelfCheckError, match="attention results are off by nan"):
+        check_encoder(small)
+
+
+def test_the_callers_default_device_is_not_asked(small: Glm4vVisionModel) -> None:
+    with torch.device("meta"):
+        check_encoder(small)
+
+
 def test_every_backend_is_given_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, tuple[int, ...]] = {}
 
@@ -140,7 +176,7 @@ def test_every_backend_is_given_segments(monkeypatch: pytest.MonkeyPatch) -> Non
     real = attention._attend_sdpa
     monkeypatch.setattr(attention, "_attend_varlen", watched("varlen"))
     monkeypatch.setattr(attention, "_attend_sdpa", watched("sdpa"))
-    for module in (attention, __import__("encoder.self_check", fromlist=["varlen_limit"])):
+    for module in (attention, self_check):
         monkeypatch.setattr(module, "varlen_limit", lambda x: 1000)
     check_encoder(load_encoder("tiny"))
     assert given == {"sdpa": (1000,), "varlen": (300, 64, 64, 5, 1)}

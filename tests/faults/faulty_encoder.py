@@ -34,6 +34,7 @@ from pipeline.cluster import ray_running  # noqa: E402
 from pipeline.config import EmbedConfig  # noqa: E402
 from pipeline.encode import Encode  # noqa: E402
 from pipeline.errors import PatchflowError  # noqa: E402
+from pipeline.manifest import committed  # noqa: E402
 
 # The one value of all patches of the image that some faults come with.
 MARK = 200
@@ -142,7 +143,8 @@ def run(photos: str, folder: Path, output: Path, way: str) -> None:
         embed.embed(config, on_plan=lambda report: None)
     except PatchflowError as error:
         code, line = error.exit_code, str(error)
-    (folder / "told.json").write_text(json.dumps({"code": code, "line": line}))
+    told = {"code": code, "line": line, "committed": len(committed(str(output)))}
+    (folder / "told.json").write_text(json.dumps(told))
 
 
 def joined(*, verbose: bool) -> contextlib.AbstractContextManager[None]:
