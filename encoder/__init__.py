@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from encoder.packing import Segment, capacity, cu_seqlens, fill_ratio, plan_packs, segments_of
     from encoder.presets import preset_digest, random_tensors
     from encoder.safetensors_file import CheckpointError
+    from encoder.self_check import SelfCheckError, check_encoder
     from encoder.weights import (
         VisionTensors,
         checkpoint_digest,
@@ -35,8 +36,10 @@ __all__ = [
     "Glm4vVisionModel",
     "Segment",
     "Segments",
+    "SelfCheckError",
     "VisionTensors",
     "capacity",
+    "check_encoder",
     "checkpoint_digest",
     "cu_seqlens",
     "fill_ratio",
@@ -57,8 +60,10 @@ _HOME = {
     "Glm4vVisionModel": "model",
     "Segment": "packing",
     "Segments": "attention",
+    "SelfCheckError": "self_check",
     "VisionTensors": "weights",
     "capacity": "packing",
+    "check_encoder": "self_check",
     "checkpoint_digest": "weights",
     "cu_seqlens": "packing",
     "fill_ratio": "packing",

@@ -8,17 +8,30 @@ Shape suffixes:
     E: head_dim
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from encoder.packing import cu_seqlens
 
-Backend = Literal["varlen", "sdpa"]
+# On a GPU, segments of so many patches go through SDPA, and there through cuDNN: the faster
+# kernel, that wants a plan for every new shape, which others have measured at 40 to 70 ms. What
+# attention itself takes in all layers of a shorter segment does not earn that back. Waits for a
+# measurement of our own.
+_LONG = 16384
+# From the fastest on; each takes what those before it refuse. cuDNN and flash want half precision.
+_CUDA_KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,23 +55,27 @@ class Segments:
         offsets = torch.tensor(cu_seqlens(lengths), dtype=torch.int32)
         return cls(lengths=tuple(lengths), offsets=offsets.to(device, non_blocking=True))
 
+    def part(self, first: int, count: int) -> "Segments":
+        """Some neighbours, as a pack of their own."""
+        offsets = self.offsets[first : first + count + 1]
+        return Segments(lengths=self.lengths[first : first + count], offsets=offsets - offsets[0])
 
-def choose_backend(x_NHE: torch.Tensor) -> Backend:
-    """Returns the backend for queries like these: one for every segment of a pack.
 
-    The choice looks at device, dtype and head width, never at the pack, so that a segment's
-    result does not depend on its neighbours.
+def varlen_limit(x_NHE: torch.Tensor) -> int:
+    """Returns the length from which segments go through SDPA; shorter ones through varlen.
+
+    It depends on device, dtype and head width, never on the pack, so that the backend of a
+    segment does not depend on its neighbours. 0 where varlen cannot take queries like these.
     """
     head_dim = x_NHE.shape[-1]
-    if (
+    takes = (
         x_NHE.device.type == "cuda"
         and x_NHE.dtype in (torch.bfloat16, torch.float16)
         and head_dim <= 256
         and head_dim % 8 == 0
         and torch.cuda.get_device_capability(x_NHE.device) >= (8, 0)
-    ):
-        return "varlen"
-    return "sdpa"
+    )
+    return _LONG if takes else 0
 
 
 # Segment lengths differ from pack to pack; without this, a compiled block would be compiled
@@ -80,9 +97,23 @@ def attend(
         [N, heads, head_dim] in the queries' dtype.
     """
     assert sum(segments.lengths) == query_NHE.shape[0]
-    if choose_backend(query_NHE) == "varlen":
-        return _attend_varlen(query_NHE, key_NHE, value_NHE, segments)
-    return _attend_sdpa(query_NHE, key_NHE, value_NHE, segments)
+    runs = list(_runs(segments, varlen_limit(query_NHE)))
+    sizes = [sum(run.lengths) for _, run in runs]
+    packs = (torch.split(x, sizes) for x in (query_NHE, key_NHE, value_NHE))
+    outputs = [
+        (_attend_varlen if short else _attend_sdpa)(query, key, value, run)
+        for (short, run), query, key, value in zip(runs, *packs, strict=True)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _runs(segments: Segments, limit: int) -> Iterator[tuple[bool, Segments]]:
+    """Cuts a pack where the backend changes; two runs a kind of patches, as `plan_packs` sorts."""
+    first = 0
+    for short, run in groupby(segments.lengths, lambda length: length < limit):
+        count = len(list(run))
+        yield short, segments.part(first, count) if count < len(segments.lengths) else segments
+        first += count
 
 
 def _attend_varlen(
@@ -108,8 +139,16 @@ def _attend_sdpa(
     sizes = [length * count for length, count in runs]
     outputs = []
     packs = (torch.split(x, sizes) for x in (query_NHE, key_NHE, value_NHE))
-    for (length, _), *qkv in zip(runs, *packs, strict=True):
-        q_BHLE, k_BHLE, v_BHLE = (x.view(-1, length, *x.shape[1:]).transpose(1, 2) for x in qkv)
-        out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE)
-        outputs.append(out_BHLE.transpose(1, 2).flatten(0, 1))
+    with _sdpa_kernels(query_NHE.device):
+        for (length, _), *qkv in zip(runs, *packs, strict=True):
+            q_BHLE, k_BHLE, v_BHLE = (x.view(-1, length, *x.shape[1:]).transpose(1, 2) for x in qkv)
+            out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE)
+            outputs.append(out_BHLE.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
+
+
+def _sdpa_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """On a GPU, prefers cuDNN; the CPU has one kernel."""
+    if device.type == "cpu":
+        return nullcontext()
+    return sdpa_kernel(_CUDA_KERNELS, set_priority=True)

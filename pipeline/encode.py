@@ -136,6 +136,8 @@ class Encode:
             self._encoder = PackedEncoder(self._config)
             # A sick device fails here, before it has an item to be blamed on.
             self._encoder.check(tokens=1)
+            # So does one that would embed everything wrong.
+            self._encoder.check_results()
         except RuntimeError as error:
             self._end_if_sick(error)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
@@ -135,6 +136,22 @@ class PackedEncoder:
                 f"the encoder's device, {self.device_name}, has no memory for a blank image of "
                 f"{side} x {side} patches; shards stay open, run the same command again"
             )
+
+    def check_results(self) -> None:
+        """Holds the encoder, as it stands on its device, against the plain reference.
+
+        Raises:
+            DeviceError: It does not compute what it should, whatever the item.
+        """
+        from encoder import SelfCheckError, check_encoder  # noqa: PLC0415
+
+        try:
+            check_encoder(self._model)
+        except SelfCheckError as error:
+            raise DeviceError(
+                f"{error} ({self.device_name} of {socket.gethostname()}); shards stay open, run "
+                "the same command again without that device"
+            ) from error
 
     def _forward(self, block: Block, pack: list[int]) -> _Results:
         """Results of a pack, which the device may still be working on."""

@@ -26,6 +26,34 @@ def test_packed_items_equal_items_alone(small_model: Glm4vVisionModel) -> None:
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("item", range(len(GRIDS)))
+def test_what_is_not_finite_in_an_item_stays_in_it(
+    small_model: Glm4vVisionModel, item: int, dtype: torch.dtype, value: float
+) -> None:
+    pixels = torch.randn(sum(sizes(GRIDS)), 1176, generator=torch.Generator().manual_seed(3))
+    model = copy.deepcopy(small_model).to(dtype)
+    clean = model.forward_features(pixels, GRIDS)
+    # In one value of the last patch, beside the next item's first.
+    pixels.split(sizes(GRIDS))[item][-1, -1] = value
+    spoiled = model.forward_features(pixels, GRIDS)
+    tokens = [size // 4 for size in sizes(GRIDS)]
+    for before, after in zip(clean, spoiled, strict=True):
+        for n, parts in enumerate(zip(before.split(tokens), after.split(tokens), strict=True)):
+            assert torch.equal(*parts) == (n != item)
+            assert parts[1].isfinite().all() == (n != item)
+
+
+def test_memory_beside_the_pixels_is_not_read(small_model: Glm4vVisionModel) -> None:
+    """A buffer with spare rows and columns, which a caller slices."""
+    grids = [(1, 4, 6), (1, 4, 4)]
+    buffer = torch.full((40 + 32, 1176 + 16), float("nan"))
+    pixels = torch.randn(40, 1176, generator=torch.Generator().manual_seed(3))
+    buffer[16:-16, 8:-8] = pixels
+    assert torch.equal(small_model(buffer[16:-16, 8:-8], grids), small_model(pixels, grids))
+
+
 def test_slices_as_rows_of_their_own_equal_one_row(small_model: Glm4vVisionModel) -> None:
     levels = make_levels(48)
     whole = small_model(levels, [(2, 4, 6)])

@@ -4,7 +4,8 @@
 
 A way to fail is the name of a folder below FOLDER, which receives the `output`, a file in
 `starts` and one in `faults` for every encoder process and every fault, and what the run told as
-`told.json`. The encoder that is `well` resumes what the `sick` one has begun.
+`told.json`. The encoder that is `well` resumes what the `sick` one has begun, the one that is
+`right` what the `wrong` one has.
 """
 
 from __future__ import annotations
@@ -25,27 +26,35 @@ quiet()
 import torch  # noqa: E402 (Ray and what imports it come after `quiet`)
 
 import encoder  # noqa: E402
+import encoder.model  # noqa: E402
+from encoder.attention import Segments, attend  # noqa: E402
+from encoder.self_check import known_input  # noqa: E402
 from pipeline import build, embed  # noqa: E402
 from pipeline.cluster import ray_running  # noqa: E402
 from pipeline.config import EmbedConfig  # noqa: E402
 from pipeline.encode import Encode  # noqa: E402
 from pipeline.errors import PatchflowError  # noqa: E402
+from pipeline.manifest import committed  # noqa: E402
 
 # The one value of all patches of the image that some faults come with.
 MARK = 200
+RESUMED = {"well": "sick", "right": "wrong"}
 STICKY = "CUDA error: an illegal memory access was encountered\nand what to do about it"
 
 
 class FaultyModel:
-    """An encoder that fails as `way` says; blank images, the stage's own, it takes."""
+    """An encoder that fails as `way` says; blank and known images, the stage's own, it takes."""
 
     def __init__(self, model: Any, folder: Path, way: str) -> None:
         self._model, self._folder, self._way = model, folder, way
         self.config = model.config
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self._model.state_dict()
+
     def forward_features(self, levels: torch.Tensor, grids: list[Any]) -> Any:
         marked = bool((levels == MARK).all(1).any())
-        if levels.any():
+        if levels.any() and grids != known_input(self.config)[1]:
             getattr(self, self._way)(marked, len(grids))
         return self._model.forward_features(levels, grids)
 
@@ -69,11 +78,22 @@ class FaultyModel:
         if marked or segments > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
+    def wrong(self, marked: bool, segments: int) -> None:
+        self._note("faults")
+
+    def right(self, marked: bool, segments: int) -> None:
+        pass
+
     def well(self, marked: bool, segments: int) -> None:
         pass
 
     def _note(self, kind: str) -> int:
         return note(self._folder / kind)
+
+
+def attend_to_all(q: Any, k: Any, v: Any, segments: Segments) -> torch.Tensor:
+    """Attention that a pack's segments leak into."""
+    return attend(q, k, v, Segments.of([len(q)], q.device))
 
 
 def note(folder: Path) -> int:
@@ -99,6 +119,8 @@ class FaultyEncode(Encode):
         def loaded(*args: Any, **options: Any) -> Any:
             if self.way == "dead_at_start":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.way == "wrong":
+                encoder.model.attend = attend_to_all
             return FaultyModel(load(*args, **options), self.folder, self.way)
 
         return loaded
@@ -121,7 +143,8 @@ def run(photos: str, folder: Path, output: Path, way: str) -> None:
         embed.embed(config, on_plan=lambda report: None)
     except PatchflowError as error:
         code, line = error.exit_code, str(error)
-    (folder / "told.json").write_text(json.dumps({"code": code, "line": line}))
+    told = {"code": code, "line": line, "committed": len(committed(str(output)))}
+    (folder / "told.json").write_text(json.dumps(told))
 
 
 def joined(*, verbose: bool) -> contextlib.AbstractContextManager[None]:
@@ -133,7 +156,7 @@ def main(photos: str, folder: str, *ways: str) -> None:
     with ray_running(verbose=False):
         embed.ray_running = joined
         for way in ways:
-            output = Path(folder, "sick" if way == "well" else way, "output")
+            output = Path(folder, RESUMED.get(way, way), "output")
             run(photos, Path(folder, way), output, way)
 
 

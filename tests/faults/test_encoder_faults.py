@@ -23,7 +23,7 @@ PHOTOS = 20
 MARKED = 10
 GROUPS = (
     ("killed_once", "full"),
-    ("killed_by_one", "sick_twice", "sick", "well", "dead_at_start"),
+    ("killed_by_one", "sick_twice", "sick", "well", "wrong", "right", "dead_at_start"),
 )
 
 
@@ -33,6 +33,7 @@ class Faulty:
 
     code: int
     line: str
+    committed: int
     starts: int
     faults: int
     output: Any
@@ -138,6 +139,22 @@ def test_a_run_that_its_device_has_ended_resumes_on_one_that_is_well(
     faulty, assert_embedded
 ) -> None:
     assert_embedded(faulty("well", output="sick"))
+
+
+@pytest.mark.whole
+def test_an_encoder_that_computes_something_else_embeds_nothing(faulty) -> None:
+    run = faulty("wrong")
+    assert run.code == 1
+    assert run.line.startswith("the encoder's tokens are off by 0.0")
+    assert run.line.endswith("; shards stay open, run the same command again without that device")
+    assert (run.starts, run.faults, run.committed) == (1, 0, 0)
+
+
+@pytest.mark.whole
+def test_a_run_that_a_wrong_encoder_has_ended_resumes_with_one_that_is_right(
+    faulty, assert_embedded
+) -> None:
+    assert_embedded(faulty("right", output="wrong"))
 
 
 @pytest.mark.whole

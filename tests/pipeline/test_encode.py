@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,9 +14,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+import encoder
+import encoder.model
 from encoder import Glm4vVisionModel
+from encoder.attention import Segments, attend
 from pipeline import schema
 from pipeline.encode import Encode, EncodeConfig
+from pipeline.errors import DeviceError
 from pipeline.progress import Counts
 from tests.support.encoding import (
     DEFAULTS,
@@ -142,11 +147,35 @@ def test_a_vector_that_is_not_finite_fails_its_item_alone(
     options: dict[str, Any],
     value: float,
 ) -> None:
+    rows = preprocessed(GRIDS)
+    clean = stage(**options)(rows)
     changed(change=spoil((1, 4, 6), value))
-    out = stage(**options)(preprocessed(GRIDS))
+    out = stage(**options)(rows)
     assert out["error_code"].to_pylist() == [None, "not_finite", None, None, None, None]
     assert out["error_message"][1].as_py() == "the float32 vector is not finite"
-    assert np.isfinite(np.delete(vectors(out), 1, axis=0)).all()
+    np.testing.assert_array_equal(*(np.delete(vectors(t), 1, axis=0) for t in (out, clean)))
+
+
+def test_an_item_that_an_encoder_makes_too_large_for_half_precision_fails_alone(
+    preprocessed: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights as a checkpoint could have them; nothing else is changed."""
+    rows = preprocessed(GRIDS)
+    largest = np.abs(vectors(stage()(rows))).max(axis=1)
+    lost = int(largest.argmax())
+    first, second = np.sort(largest)[[-1, -2]]
+    assert first > 1.05 * second
+    model = encoder.load_encoder("tiny", seed=7)
+    model.merger.down_proj.weight.mul_(float(65504 / np.sqrt(first * second)))
+    monkeypatch.setattr(encoder, "load_encoder", lambda *args, **options: model, raising=False)
+    full, half = stage()(rows), stage(output_dtype="float16")(rows)
+    assert full["error_code"].null_count == len(GRIDS)
+    codes = [None] * len(GRIDS)
+    codes[lost] = "not_finite"
+    assert half["error_code"].to_pylist() == codes
+    assert half["error_message"][lost].as_py() == "the float16 vector is not finite"
+    expected = np.delete(vectors(full), lost, axis=0).astype(np.float16)
+    np.testing.assert_array_equal(np.delete(vectors(half), lost, axis=0), expected)
 
 
 def test_a_vector_too_large_for_half_precision_is_not_finite(
@@ -169,6 +198,28 @@ def test_an_encoder_that_fails_otherwise_is_no_items_fault(
     changed(change=fail)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         stage()(preprocessed(GRIDS))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_encoder_that_computes_something_else_embeds_nothing(
+    preprocessed: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    def to_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own: Segments) -> torch.Tensor:
+        return attend(q, k, v, Segments.of([len(q)], q.device))
+
+    rows = preprocessed(GRIDS)
+    assert stage(dtype=dtype)(rows)["error_code"].null_count == len(GRIDS)
+    monkeypatch.setattr(encoder.model, "attend", to_all)
+    encode = stage(dtype=dtype)
+    for _ in range(2):
+        with pytest.raises(DeviceError) as told:
+            encode(rows)
+    assert re.fullmatch(
+        rf"the encoder's tokens are off by 0\.0\d+ of their size on a known input, over the "
+        rf"[0-9.]+ that torch\.{dtype} on cpu explains \(cpu of .+\); shards stay open, run the "
+        "same command again without that device",
+        str(told.value),
+    )
 
 
 def test_an_encoder_that_cannot_be_loaded_fails_the_first_call(

@@ -13,6 +13,7 @@ import torch
 
 import encoder
 from encoder import EncoderOutput, Glm4vVisionModel
+from encoder.self_check import known_input
 from pipeline import schema
 from pipeline.encode import Encode, EncodeConfig
 
@@ -125,7 +126,8 @@ def alone(model: Glm4vVisionModel, options: dict[str, Any]) -> np.ndarray:
 class Changed:
     """An encoder whose tokens are changed, or that runs out of memory, as a test wants it.
 
-    The blank images with which the stage makes sure of its device are only told to it.
+    The blank images with which the stage makes sure of its device are only told to it; what the
+    encoder checks itself with, it embeds as it should.
     """
 
     model: Glm4vVisionModel
@@ -139,9 +141,14 @@ class Changed:
     def config(self) -> encoder.Glm4vVisionConfig:
         return self.model.config
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.model.state_dict()
+
     def forward_features(
         self, patches: torch.Tensor | list[torch.Tensor], grids: list[Grid]
     ) -> EncoderOutput:
+        if grids == known_input(self.config)[1]:
+            return self.model.forward_features(patches, grids)
         if not any(part.any() for part in patches):
             self.blank(grids)
             return self.model.forward_features(patches, grids)

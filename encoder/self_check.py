@@ -1,0 +1,109 @@
+"""Whether a loaded encoder computes what it should, on the device that it is on."""
+
+import math
+
+import torch
+
+from encoder.attention import Segments, attend, varlen_limit
+from encoder.config import Glm4vVisionConfig
+from encoder.model import Glm4vVisionModel
+from encoder.reference import attention, normalized, reference_features
+
+# Errors are those of a row, relative to its norm. Healthy on a CPU, random weights: attention by
+# itself 8e-7 in float32 and 3e-3 in bfloat16; a tower's worst token 1e-6 and 9e-3 with one layer,
+# 3e-6 and 3e-2 with 24, growing with the root of the depth. Allowed is about four times that.
+_FULL_BOUND = 1e-4
+_HALF_BOUND = 2.5  # Times the dtype's epsilon, times the root of how often it is rounded.
+# Several tiles of any kernel, equal neighbours, less than a tile, one patch.
+_LENGTHS = [300, 64, 64, 5, 1]
+_QUERIES = 64
+
+
+class SelfCheckError(RuntimeError):
+    """An encoder does not compute what it should; the line says by how much."""
+
+
+def check_encoder(model: Glm4vVisionModel) -> None:
+    """Holds a model against the plain reference, as it is: device, dtype, kernels, packing.
+
+    Attention is checked at lengths of every backend that the device has, the whole tower on a
+    few small stills in one pack. The default tower takes three seconds of one CPU core, the
+    smallest a few hundredths. Weights are taken as they are: whether they are the checkpoint's is
+    not asked.
+
+    Args:
+        model: Loaded, in eval mode; its pictures have three channels.
+
+    Raises:
+        SelfCheckError: A result is off by more than the dtype's rounding explains.
+    """
+    state = model.state_dict()
+    example = state["downsample.weight"]
+    # Whatever the caller's default device.
+    with torch.inference_mode(), torch.device("cpu"):
+        error = _attention_error(example, model.config.head_dim)
+        _hold("attention results are", error, 1, example)
+        levels_NP, grids = known_input(model.config)
+        ours = model.forward_features(levels_NP.to(example.device), grids)
+        # Float32: float64 would take four times as long to show no more.
+        exact = reference_features(
+            state, model.config, normalized(levels_NP, model.config), grids, dtype=torch.float32
+        )
+        error = max_error(torch.cat(ours), torch.cat(exact))
+    _hold("tokens are", error, model.config.depth + 3, example)
+
+
+def known_input(config: Glm4vVisionConfig) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
+    """Four stills of three lengths, a gradient with texture, as the pipeline sends them.
+
+    Returns:
+        uint8 levels [N, 3 * P * P], each frame once, and the grids; 36 patches where 2 x 2 of
+        them are merged.
+    """
+    side = config.spatial_merge_size
+    grids = [(1, 2 * side, 2 * side), (1, side, 3 * side), (1, side, side), (1, side, side)]
+    patch_N11 = torch.arange(sum(h * w for _, h, w in grids)).view(-1, 1, 1)
+    channel_C1 = torch.arange(3).view(-1, 1)
+    pixel_X = torch.arange(config.patch_size**2)
+    gradient = 80 * torch.sin(0.7 * patch_N11 + channel_C1)
+    texture = 30 * torch.sin(0.37 * (channel_C1 + 1) * pixel_X + 0.1 * patch_N11)
+    return (115 + gradient + texture).to(torch.uint8).flatten(1), grids
+
+
+def _attention_error(example: torch.Tensor, head_dim: int) -> float:
+    """The largest error of `attend` with noise of a dtype and a head width, on a device."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(patches: int) -> torch.Tensor:
+        found_N3HE = torch.randn(patches, 3, 2, head_dim, generator=generator)
+        return found_N3HE.to(example.device, example.dtype)
+
+    limit = varlen_limit(noise(1)[:, 0])
+    lengths = [limit, *_LENGTHS] if limit else _LENGTHS
+    qkv_N3HE = noise(sum(lengths))
+    out_NHE = attend(*qkv_N3HE.unbind(1), Segments.of(lengths, example.device))
+    found, exact = [], []
+    for ours_SHE, own_S3HE in zip(
+        *(torch.split(x.cpu(), lengths) for x in (out_NHE, qkv_N3HE)), strict=True
+    ):
+        query_SHE, key_SHE, value_SHE = own_S3HE.double().unbind(1)
+        some_Q = torch.linspace(0, len(query_SHE) - 1, min(len(query_SHE), _QUERIES)).long()
+        found.append(ours_SHE[some_Q])
+        exact.append(attention(query_SHE[some_Q], key_SHE, value_SHE))
+    return max_error(torch.cat(found).flatten(1), torch.cat(exact).flatten(1))
+
+
+def max_error(ours_TO: torch.Tensor, exact_TO: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the exact row, the largest of all; NaN if any is."""
+    ours_TO, exact_TO = ours_TO.cpu().double(), exact_TO.cpu().double()
+    return float(((ours_TO - exact_TO).norm(dim=1) / exact_TO.norm(dim=1)).max())
+
+
+def _hold(what: str, error: float, roundings: int, example: torch.Tensor) -> None:
+    half = _HALF_BOUND * torch.finfo(example.dtype).eps * math.sqrt(roundings)
+    bound = max(_FULL_BOUND, half)
+    if not error <= bound:  # NaN is not.
+        raise SelfCheckError(
+            f"the encoder's {what} off by {error:.2g} of their size on a known input, over the "
+            f"{bound:.2g} that {example.dtype} on {example.device} explains"
+        )
