@@ -18,7 +18,12 @@ _MAX_PROPOSED = 8
 class Glm4vVisionConfig:
     """Shape of one GLM-4V vision tower; the defaults are GLM-4.1V-9B's (892 M parameters).
 
-    Field names are those of `vision_config` in a checkpoint's `config.json`.
+    Field names are those of `vision_config` in a checkpoint's `config.json`, and defaults those of
+    transformers' class of the same name, `models/glm4v/configuration_glm4v.py`.
+
+    >>> config = Glm4vVisionConfig(depth=6, hidden_size=384, num_heads=6, out_hidden_size=768)
+    >>> config.head_dim, config.num_parameters
+    (64, 42853248)
 
     Attributes:
         depth: Number of transformer blocks.

@@ -28,6 +28,7 @@ def create_complete_glm4v_vision_pipeline(
     The processors have the tower's patch, temporal and merge sizes, whatever a checkpoint's files
     say. Their `pixel_values` and grids are what the model takes; move them to its device.
 
+    >>> from PIL import Image
     >>> model, image_processor, video_processor = create_complete_glm4v_vision_pipeline("tiny")
     >>> inputs = image_processor.preprocess(Image.new("RGB", (224, 224)), return_tensors="pt")
     >>> model(inputs["pixel_values"], inputs["image_grid_thw"]).shape  # [num_tokens, width]

@@ -189,8 +189,9 @@ class Glm4vImageProcessor(GlmgaImageProcessor):
 class GlmgaImageProcessorPil(_ImageProcessor):
     """Image processor whose levels are those of transformers' Pillow-backed class of the same name.
 
-    A twin of Pillow 13, whose resizing gives other levels than Pillow 12 for some sizes. Unlike
-    the reference it honours ``patch_expand_factor``.
+    That is ``models/glmga/image_processing_pil_glmga.py`` with Pillow 13, whose resizing gives
+    other levels than Pillow 12 for some sizes. Unlike the reference it honours
+    ``patch_expand_factor``.
 
     Args:
         **options: See ``ImageOptions``, and ``size`` as the reference has it. Unknown names are

@@ -216,6 +216,8 @@ class VideoProcessor:
 class GlmgaVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
+    That is ``models/glmga/video_processing_glmga.py``.
+
     Args:
         **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
             refused.
@@ -231,7 +233,8 @@ class GlmgaVideoProcessor(VideoProcessor):
 class Glm46VVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
-    Its frame rate goes by the clip's duration, so ``fps`` is refused.
+    That is ``models/glm46v/video_processing_glm46v.py``. Its frame rate goes by the clip's
+    duration, so ``fps`` is refused.
 
     Args:
         **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
@@ -247,6 +250,8 @@ class Glm46VVideoProcessor(VideoProcessor):
 
 class Glm4vVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
+
+    That is ``models/glm4v/video_processing_glm4v.py``.
 
     Args:
         **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
