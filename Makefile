@@ -13,7 +13,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/faults tests/jobs/test_embed_clips.py -m ""
+	$(BIN)/python -m pytest tests/faults tests/jobs/test_embed_clips.py tests/test_documents.py -m ""
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

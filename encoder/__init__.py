@@ -15,6 +15,8 @@ from encoder.config import PRESETS, Glm4vVisionConfig
 
 if TYPE_CHECKING:
     from encoder.attention import Segments
+    from encoder.costs import forward_flop, weight_bytes
+    from encoder.factories import create_glm4v_vision_encoder
     from encoder.load import load_encoder
     from encoder.model import EncoderOutput, Glm4vVisionModel
     from encoder.packing import Segment, capacity, cu_seqlens, fill_ratio, plan_packs, segments_of
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         vision_tensors,
         write_vision_tower,
     )
+    from encoder.whole_config import GlmgaConfig
 
 __all__ = [
     "PRESETS",
@@ -34,6 +37,7 @@ __all__ = [
     "EncoderOutput",
     "Glm4vVisionConfig",
     "Glm4vVisionModel",
+    "GlmgaConfig",
     "Segment",
     "Segments",
     "SelfCheckError",
@@ -41,14 +45,17 @@ __all__ = [
     "capacity",
     "check_encoder",
     "checkpoint_digest",
+    "create_glm4v_vision_encoder",
     "cu_seqlens",
     "fill_ratio",
+    "forward_flop",
     "load_encoder",
     "plan_packs",
     "preset_digest",
     "random_tensors",
     "segments_of",
     "vision_tensors",
+    "weight_bytes",
     "write_vision_tower",
 ]
 
@@ -58,6 +65,7 @@ _HOME = {
     "CheckpointError": "safetensors_file",
     "EncoderOutput": "model",
     "Glm4vVisionModel": "model",
+    "GlmgaConfig": "whole_config",
     "Segment": "packing",
     "Segments": "attention",
     "SelfCheckError": "self_check",
@@ -65,14 +73,17 @@ _HOME = {
     "capacity": "packing",
     "check_encoder": "self_check",
     "checkpoint_digest": "weights",
+    "create_glm4v_vision_encoder": "factories",
     "cu_seqlens": "packing",
     "fill_ratio": "packing",
+    "forward_flop": "costs",
     "load_encoder": "load",
     "plan_packs": "packing",
     "preset_digest": "presets",
     "random_tensors": "presets",
     "segments_of": "packing",
     "vision_tensors": "weights",
+    "weight_bytes": "costs",
     "write_vision_tower": "weights",
 }
 

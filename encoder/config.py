@@ -1,19 +1,29 @@
 """The vision tower's shape: every width and count, the shape of every tensor, the presets."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-_ARCHITECTURES = ("glm4v", "glm4v_moe", "glm46v", "glmga")
+from encoder.config_file import read_config_file
+
+ARCHITECTURES = ("glm4v", "glm4v_moe", "glm46v", "glmga")
 _ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
+# Head counts that an error proposes; the default's width has 16, others over 50.
+_MAX_PROPOSED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Glm4vVisionConfig:
     """Shape of one GLM-4V vision tower; the defaults are GLM-4.1V-9B's (892 M parameters).
 
-    Field names are those of `vision_config` in a checkpoint's `config.json`.
+    Field names are those of `vision_config` in a checkpoint's `config.json`, and defaults those of
+    transformers' class of the same name, `models/glm4v/configuration_glm4v.py`.
+
+    >>> config = Glm4vVisionConfig(depth=6, hidden_size=384, num_heads=6, out_hidden_size=768)
+    >>> config.head_dim, config.num_parameters
+    (64, 42853248)
 
     Attributes:
         depth: Number of transformer blocks.
@@ -60,11 +70,12 @@ class Glm4vVisionConfig:
                 f"image_size={self.image_size} is smaller than patch_size={self.patch_size}"
             )
         # Rotary embedding halves a head for rows and columns, and rotates pairs in each half.
+        if self.hidden_size % 4 != 0:
+            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of 4")
         if self.hidden_size % (4 * self.num_heads) != 0:
-            counts = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % (4 * n) == 0]
             raise ValueError(
                 f"num_heads={self.num_heads} does not cut hidden_size={self.hidden_size} into "
-                f"heads whose width is a multiple of 4; these counts do: {counts}"
+                f"heads whose width is a multiple of 4; {self._proposed_counts()}"
             )
 
     @property
@@ -91,6 +102,13 @@ class Glm4vVisionConfig:
     def num_parameters(self) -> int:
         """Counted from the shapes, not estimated."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
+    def _proposed_counts(self) -> str:
+        quarter = self.hidden_size // 4
+        counts = [count for count in range(1, quarter + 1) if quarter % count == 0]
+        nearest = sorted(counts, key=lambda count: abs(count - self.num_heads))[:_MAX_PROPOSED]
+        which = "these counts" if len(nearest) == len(counts) else "the nearest counts that"
+        return f"{which} do: {sorted(nearest)}"
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every tensor of the tower, by its name without prefix.
@@ -165,6 +183,19 @@ class Glm4vVisionConfig:
             )
         return result
 
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "Glm4vVisionConfig":
+        """Reads the `config.json` of a checkpoint, or of a vision tower by itself.
+
+        Args:
+            folder: On this machine. Of one elsewhere, `load_encoder(location).config` is this.
+
+        Raises:
+            ValueError: No such file, broken JSON, or what `from_dict` refuses; one line that
+                names the file.
+        """
+        return read_config_file(folder, cls.from_dict)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns what `from_dict` reads back, JSON types only."""
         return {"model_type": "glm4v_vision", **asdict(self)}
@@ -184,11 +215,11 @@ def _check_type(name: str, value: object, kind: Any) -> None:
 
 
 def _check_architecture(model_type: object) -> None:
-    if model_type is None or str(model_type).removesuffix("_vision") in _ARCHITECTURES:
+    if model_type is None or str(model_type).removesuffix("_vision") in ARCHITECTURES:
         return
     raise ValueError(
         f"model_type {model_type!r} is another architecture; "
-        f"supported: {', '.join(_ARCHITECTURES)}, each with or without the suffix _vision"
+        f"supported: {', '.join(ARCHITECTURES)}, each with or without the suffix _vision"
     )
 
 

@@ -38,9 +38,10 @@ def load_encoder(
         CheckpointError: The checkpoint cannot be used.
         ValueError: The dtype or the seed is none of those.
     """
-    if dtype not in _TORCH_DTYPES.values():
-        raise ValueError(f"dtype={dtype} is not supported; float32, bfloat16 and float16 are")
-    config, tensors = _open(location, seed)
+    if location in PRESETS:
+        return random_encoder(PRESETS[location], device=device, dtype=dtype, seed=seed)
+    _check_dtype(dtype)
+    config, tensors = _open(location)
     model = Glm4vVisionModel(config, device="meta", dtype=dtype)
     targets = dict(model.named_parameters())
     weights = {
@@ -51,11 +52,28 @@ def load_encoder(
     return model.eval().requires_grad_(False)
 
 
-def _open(location: str, seed: int) -> tuple[Glm4vVisionConfig, Iterator[tuple[str, torch.Tensor]]]:
-    if location in PRESETS:
-        config = PRESETS[location]
-        arrays = random_tensors(config, seed)
-        return config, ((name, torch.from_numpy(array)) for name, array in arrays)
+def random_encoder(
+    config: Glm4vVisionConfig, *, device: torch.device | str, dtype: torch.dtype, seed: int
+) -> Glm4vVisionModel:
+    """Makes a tower of any shape, with the weights of `random_tensors`; else as `load_encoder`."""
+    _check_dtype(dtype)
+    model = Glm4vVisionModel(config, device="meta", dtype=dtype)
+    targets = dict(model.named_parameters())
+    weights = {
+        # Each array is the model's own to keep, so that one of its kind is not copied.
+        name: torch.from_numpy(array).to(device=device, dtype=targets[name].dtype)
+        for name, array in random_tensors(config, seed)
+    }
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in _TORCH_DTYPES.values():
+        raise ValueError(f"dtype={dtype} is not supported; float32, bfloat16 and float16 are")
+
+
+def _open(location: str) -> tuple[Glm4vVisionConfig, Iterator[tuple[str, torch.Tensor]]]:
     try:
         found = vision_tensors(location)
     except CheckpointError as error:

@@ -147,10 +147,11 @@ class _PositionEmbeddings(nn.Module):
 class Glm4vVisionModel(nn.Module):
     """The vision tower of a GLM-4V model, for stills and videos of any sizes in one pack.
 
-    Names and shapes of parameters equal those of transformers' `Glm4vVisionModel`; in float32
-    so do the results, within 1e-5 of the largest. Differences on purpose: rows of `grid_thw`
-    may have `t > 1`; uint8 levels are taken; in half precision, what is cheap and sets the
-    error stays in float32 (patch embedding, positions, rotary angles, norms).
+    Names and shapes of parameters equal those of transformers' class of the same name,
+    `models/glm4v/modeling_glm4v.py`; in float32 so do the results, within 1e-5 of the largest.
+    Differences on purpose: rows of `grid_thw` may have `t > 1`; uint8 levels are taken; in half
+    precision, what is cheap and sets the error stays in float32 (patch embedding, positions,
+    rotary angles, norms).
 
     Args:
         config: The tower's shape.

@@ -30,6 +30,9 @@ class Segment(NamedTuple):
 def segments_of(grids: Iterable[Sequence[int]]) -> list[Segment]:
     """Cuts items into segments, in the order of their patches.
 
+    >>> [segment.num_patches for segment in segments_of([(1, 4, 6), (2, 2, 2)])]
+    [24, 4, 4]
+
     Args:
         grids: `(t, h, w)` an item, in patches before merging.
 
@@ -47,6 +50,9 @@ def plan_packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
     Best-fit decreasing: never over 11/9 of the least possible number of packs (plus one). The
     plan depends on nothing but the arguments. Runs in O(n log n) but for the upkeep of a sorted
     list of the distinct amounts of room left; 100,000 segments take a fraction of a second.
+
+    >>> plan_packs([2, 5, 4, 3, 9], budget=7)
+    [[4], [1, 0], [2, 3]]
 
     Args:
         lengths: Length of each segment, in patches or tokens.
@@ -89,7 +95,11 @@ def plan_packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def capacity(packs: Iterable[Sequence[int]], lengths: Sequence[int], budget: int) -> int:
-    """Returns what the packs could hold: the budget each, an oversize pack its own size."""
+    """Returns what the packs could hold: the budget each, an oversize pack its own size.
+
+    >>> capacity([[4], [1, 0], [2, 3]], lengths=[2, 5, 4, 3, 9], budget=7)
+    23
+    """
     return sum(max(budget, sum(lengths[index] for index in pack)) for pack in packs)
 
 
@@ -97,11 +107,18 @@ def fill_ratio(packs: Sequence[Sequence[int]], lengths: Sequence[int], budget: i
     """Returns the share of the budget that the packs use, in 0..1.
 
     An oversize pack counts as full. No packs waste nothing: 1.0.
+
+    >>> fill_ratio([[0, 1], [2]], lengths=[3, 4, 2], budget=9)
+    0.5
     """
     used = sum(lengths[index] for pack in packs for index in pack)
     return used / capacity(packs, lengths, budget) if packs else 1.0
 
 
 def cu_seqlens(lengths: Iterable[int]) -> list[int]:
-    """Returns where each segment starts, and where the last one ends: `[2, 3]` is `[0, 2, 5]`."""
+    """Returns where each segment starts, and where the last one ends.
+
+    >>> cu_seqlens([2, 3])
+    [0, 2, 5]
+    """
     return [0, *accumulate(lengths)]

@@ -36,7 +36,10 @@ _VIDEO: Final[dict[VideoFamily, type[VideoProcessor]]] = {
 
 
 def create_glm4v_image_processor(**options: Any) -> Glm4vImageProcessor:
-    """Makes an image processor of GLM-4.1V's.
+    """Makes an image processor of GLM-4.1V's, ``Glm4vImageProcessor``.
+
+    >>> create_glm4v_image_processor(patch_size=16).get_number_of_image_patches(512, 512)
+    1024
 
     Args:
         **options: See ``ImageOptions``; transformers' defaults, and unknown names are refused.
@@ -48,7 +51,12 @@ def create_glm4v_image_processor(**options: Any) -> Glm4vImageProcessor:
 
 
 def create_glm4v_video_processor(**options: Any) -> Glm4vVideoProcessor:
-    """Makes a video processor of GLM-4.1V's.
+    """Makes a video processor of GLM-4.1V's, ``Glm4vVideoProcessor``.
+
+    >>> create_glm4v_video_processor(fps=1.0, temporal_patch_size=4).sample_frames(
+    ...     {"total_num_frames": 72, "fps": 24.0}
+    ... )
+    array([ 0, 24, 48, 71])
 
     Args:
         **options: See ``VideoOptions``; transformers' defaults, and unknown names are refused.

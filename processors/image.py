@@ -222,8 +222,8 @@ class Glm4vImageProcessor(GlmgaImageProcessor):
 class GlmgaImageProcessorPil(_ImageProcessor):
     """Image processor whose levels are those of transformers' Pillow-backed class of the same name.
 
-    That is ``models/glmga/image_processing_pil_glmga.py``. A twin of Pillow 13, whose resizing
-    gives other levels than Pillow 12 for some sizes. Unlike the reference it honours
+    That is ``models/glmga/image_processing_pil_glmga.py`` with Pillow 13, whose resizing gives
+    other levels than Pillow 12 for some sizes. Unlike the reference it honours
     ``patch_expand_factor``.
 
     Args:

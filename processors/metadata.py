@@ -8,7 +8,10 @@ from dataclasses import KW_ONLY, dataclass, fields
 
 @dataclass(frozen=True)
 class VideoMetadata:
-    """A clip's description, by the reference's names.
+    """A clip's description, by the names of transformers' class in ``video_utils.py``.
+
+    >>> VideoMetadata(16, 30.0) == VideoMetadata(fps=30.0, total_num_frames=16)
+    True
 
     Attributes:
         total_num_frames: Frames that the clip shows.

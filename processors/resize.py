@@ -42,9 +42,13 @@ def smart_resize(  # noqa: PLR0917 - the reference's signature
 ) -> tuple[int, int]:
     """Finds the size that is nearest to an image's own, divisible, and within a pixel budget.
 
-    The reference's function of the same name, to the last rounding: ``round`` goes to even (5
-    frames at a temporal factor of 2 budget as 4), a side under ``factor`` is first scaled up to it,
-    and a factor that is larger than the budget wins over the budget.
+    transformers' function of the same name in ``models/glm4v/image_processing_glm4v.py``, to the
+    last rounding: ``round`` goes to even (5 frames at a temporal factor of 2 budget as 4), a side
+    under ``factor`` is first scaled up to it, and a factor that is larger than the budget wins over
+    the budget.
+
+    >>> smart_resize(2, 1024, 1000)
+    (1036, 1008)
 
     Args:
         num_frames: Frames that share the budget; ``temporal_factor`` for a still.

@@ -3,8 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from encoder import PRESETS, Glm4vVisionConfig, Glm4vVisionModel
+from encoder import PRESETS, Glm4vVisionConfig, Glm4vVisionModel, GlmgaConfig
 
 
 @pytest.mark.parametrize(
@@ -123,12 +124,121 @@ def test_from_dict_says_what_is_wrong(raw: dict[str, Any], message: str) -> None
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; 'silu' is"),
         ({"hidden_size": 96, "num_heads": 16}, r"num_heads=16 .* a multiple of 4; these counts do"),
         ({"image_size": 7}, "image_size=7 is smaller than patch_size=14"),
+        ({"hidden_size": 30}, "hidden_size=30 is not a multiple of 4"),
+        (
+            {"hidden_size": 384, "num_heads": 7},
+            r"num_heads=7 .* the nearest counts that do: \[1, 2, 3, 4, 6, 8, 12, 16\]$",
+        ),
         (
             {"hidden_size": 96, "num_heads": 5},
-            r"num_heads=5 does not cut hidden_size=96 .* \[1, 2, 3, 4, 6, 8, 12, 24\]",
+            r"num_heads=5 .* hidden_size=96 .* these counts do: \[1, 2, 3, 4, 6, 8, 12, 24\]$",
         ),
     ],
 )
 def test_values_out_of_range_are_shown(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Glm4vVisionConfig(**fields)
+
+
+@pytest.mark.parametrize("temporal_patch_size", [1, 2, 4])
+@pytest.mark.parametrize("patch_size", [14, 16])
+@pytest.mark.parametrize("spatial_merge_size", [1, 2, 3])
+def test_a_tower_runs_with_patches_of_any_size(
+    small_config: Glm4vVisionConfig,
+    temporal_patch_size: int,
+    patch_size: int,
+    spatial_merge_size: int,
+) -> None:
+    fields = {
+        "temporal_patch_size": temporal_patch_size,
+        "patch_size": patch_size,
+        "spatial_merge_size": spatial_merge_size,
+    }
+    config = Glm4vVisionConfig.from_dict(small_config.to_dict() | fields)
+    model = Glm4vVisionModel(config)
+    side = spatial_merge_size
+    patches = torch.zeros(2 * 2 * side * 3 * side, 3 * temporal_patch_size * patch_size**2)
+    assert model(patches, [(2, 2 * side, 3 * side)]).shape == (12, 24)
+
+
+@pytest.mark.parametrize("head_dim", [4, 20, 72, 80, 128, 256])
+def test_a_tower_runs_with_heads_of_any_width_that_rotates(
+    small_config: Glm4vVisionConfig, head_dim: int
+) -> None:
+    fields = {"hidden_size": 2 * head_dim, "head_dim": head_dim}
+    config = Glm4vVisionConfig.from_dict(small_config.to_dict() | fields)
+    assert config.head_dim == head_dim
+    assert Glm4vVisionModel(config)(torch.zeros(4, config.patch_dim), [(1, 2, 2)]).shape == (1, 24)
+
+
+@pytest.mark.parametrize("name", ["glm4v", "glm4v_moe", "glm46v", "glmga"])
+def test_from_pretrained_reads_a_checkpoints_folder(goldens: Path, name: str) -> None:
+    folder = goldens / f"checkpoint-{name}"
+    raw = json.loads((folder / "config.json").read_text())
+    config = Glm4vVisionConfig.from_pretrained(folder)
+    assert config == Glm4vVisionConfig.from_pretrained(str(folder))
+    assert config == Glm4vVisionConfig.from_dict(raw["vision_config"])
+    assert config.rope_theta == raw["vision_config"]["rope_parameters"]["rope_theta"]
+
+
+def test_from_pretrained_reads_a_tower_by_itself(
+    tmp_path: Path, small_config: Glm4vVisionConfig
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(small_config.to_dict()))
+    assert Glm4vVisionConfig.from_pretrained(tmp_path) == small_config
+
+
+def test_glm_4_1v_as_it_is_published(tmp_path: Path) -> None:
+    # Of version 4: text fields at the root, no text_config, no _vision, aliases' fields absent.
+    write_config(
+        tmp_path,
+        {
+            "architectures": ["Glm4vForConditionalGeneration"],
+            "model_type": "glm4v",
+            "hidden_size": 4096,
+            "num_hidden_layers": 40,
+            "rope_theta": 500000.0,
+            "vision_config": {"model_type": "glm4v", "depth": 24, "rms_norm_eps": 1e-5},
+        },
+    )
+    assert Glm4vVisionConfig.from_pretrained(tmp_path) == Glm4vVisionConfig()
+
+
+def test_glm_4_5v_as_it_is_published(tmp_path: Path) -> None:
+    vision = {"model_type": "glm4v_moe", "intermediate_size": 10944, "num_hidden_layers": 24}
+    write_config(tmp_path, {"model_type": "glm4v_moe", "text_config": {}, "vision_config": vision})
+    config = Glm4vVisionConfig.from_pretrained(tmp_path)
+    assert config == Glm4vVisionConfig(intermediate_size=10944)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "config.json: broken JSON: "),
+        ("[1]", "config.json: a JSON object is expected, not list"),
+        ('{"model_type": "qwen2_5_vl"}', "config.json: model_type 'qwen2_5_vl' is another arch"),
+        ('{"depth": 0}', "config.json: depth=0 is not a positive integer"),
+        ('{"depth": "\xff"}', "config.json: 'utf-8' codec"),
+        ("[" * 100_000, "config.json: "),
+    ],
+)
+@pytest.mark.parametrize("kind", [Glm4vVisionConfig, GlmgaConfig])
+def test_from_pretrained_names_the_file_and_what_is_wrong_with_it(
+    tmp_path: Path, kind: Any, text: str, message: str
+) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=message) as caught:
+        kind.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["empty", "missing", "file"])
+def test_from_pretrained_says_where_there_is_no_config(tmp_path: Path, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=rf"{place}/config.json: No.*from_pretrained takes a loc"):
+        Glm4vVisionConfig.from_pretrained(tmp_path / place)
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config))

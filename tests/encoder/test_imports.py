@@ -3,8 +3,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import encoder
+from encoder import (
+    EncoderOutput,
+    Glm4vVisionModel,
+    Segment,
+    VisionTensors,
+    segments_of,
+    vision_tensors,
+)
 
 ROOT = Path(encoder.__file__).parent.parent
 
@@ -32,6 +41,33 @@ def test_the_encoder_stands_alone() -> None:
     loaded = modules_after("from encoder import *")
     assert "torch" in loaded
     assert not loaded & {"ray", "transformers", "processors", "pipeline", "jobs"}
+
+
+def test_both_rooms_are_imported_in_a_moment_and_bring_neither_torch_nor_ray_nor_pyav() -> None:
+    code = (
+        "import time; start = time.process_time(); import encoder, processors\n"
+        "assert time.process_time() - start < 0.5, time.process_time() - start"
+    )
+    assert not modules_after(code) & {"torch", "ray", "av"}
+
+
+def test_no_public_name_brings_ray_and_only_those_that_decode_pyav() -> None:
+    code = """
+import sys, encoder, processors
+decoding = {"Media", "MediaInfo", "MediaOptions", "open_media"}
+[getattr(encoder, name) for name in encoder.__all__]
+[getattr(processors, name) for name in set(processors.__all__) - decoding]
+assert "av" not in sys.modules
+[getattr(processors, name) for name in decoding]
+"""
+    loaded = modules_after(code)
+    assert "av" in loaded and "ray" not in loaded
+
+
+def test_results_are_of_public_types(goldens: Path, small_model: Glm4vVisionModel) -> None:
+    assert type(vision_tensors(str(goldens / "checkpoint-glmga"))) is VisionTensors
+    assert type(small_model.forward_features(torch.zeros(4, 1176), [(1, 2, 2)])) is EncoderOutput
+    assert segments_of([(1, 2, 3)]) == [Segment(item=0, slice=0, height=2, width=3)]
 
 
 def test_everything_promised_is_there() -> None:

@@ -1,0 +1,91 @@
+"""A model and the processors that go with it, in one call. No Ray."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from encoder import PRESETS, Glm4vVisionConfig, Glm4vVisionModel, load_encoder
+from encoder import create_glm4v_vision_encoder as create_encoder
+from pipeline.processor_files import FAMILIES, brought_options
+from processors import ImageOptions, VideoOptions, image, video
+from processors.image import GlmgaImageProcessor
+from processors.video import VideoProcessor
+
+
+def create_complete_glm4v_vision_pipeline(
+    location: str | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **config: Any,
+) -> tuple[Glm4vVisionModel, GlmgaImageProcessor, VideoProcessor]:
+    """Makes a vision tower and the processors that cut pictures and clips for it.
+
+    The processors have the tower's patch, temporal and merge sizes, whatever a checkpoint's files
+    say. Their `pixel_values` and grids are what the model takes; move them to its device.
+
+    >>> from PIL import Image
+    >>> model, image_processor, video_processor = create_complete_glm4v_vision_pipeline("tiny")
+    >>> inputs = image_processor.preprocess(Image.new("RGB", (224, 224)), return_tensors="pt")
+    >>> model(inputs["pixel_values"], inputs["image_grid_thw"]).shape  # [num_tokens, width]
+    torch.Size([64, 256])
+
+    Args:
+        location: A checkpoint, with its weights and the processors that it brings: a folder or
+            a URL as `load_encoder` takes it. A preset's name, or None for GLM-4.1V's shape, with
+            random weights and GLM-4.1V's processors.
+        device: Where the model goes; processors work on the CPU.
+        dtype: Of the model's matrix products: float32, bfloat16 or float16.
+        seed: Of random weights; a checkpoint has no use for it.
+        **config: Fields of `Glm4vVisionConfig`, over GLM-4.1V's; only without a location.
+
+    Returns:
+        The model, in eval mode and without gradients; its image processor; its video processor.
+
+    Raises:
+        ValueError: Config fields beside a location, an unknown one, or one out of range.
+        CheckpointError: The checkpoint has no usable tower.
+        UsageError: Its processors cannot be used.
+        StorageError: Its storage failed.
+    """
+    if location is None:
+        model = create_encoder(device=device, dtype=dtype, seed=seed, **config)
+    elif config:
+        raise ValueError(
+            f"location={location!r} brings its own configuration: leave out {', '.join(config)}"
+        )
+    else:
+        model = load_encoder(location, device=device, dtype=dtype, seed=seed)
+    checkpoint = None if location in PRESETS else location
+    return model, *_processors(checkpoint, _sizes(model.config))
+
+
+def _sizes(config: Glm4vVisionConfig) -> dict[str, int]:
+    return {
+        "patch_size": config.patch_size,
+        "temporal_patch_size": config.temporal_patch_size,
+        "merge_size": config.spatial_merge_size,
+    }
+
+
+def _processors(
+    checkpoint: str | None, sizes: dict[str, int]
+) -> tuple[GlmgaImageProcessor, VideoProcessor]:
+    """Makes a checkpoint's processors, of GLM-4.1V's where there is none, for a tower's sizes."""
+    if checkpoint is None:
+        return image.Glm4vImageProcessor(**sizes), video.Glm4vVideoProcessor(**sizes)
+    brought = brought_options(checkpoint)
+    name = next(name for name, family in FAMILIES.items() if family == brought.family)
+    return (
+        getattr(image, f"{name}ImageProcessor")(**_known(ImageOptions, brought.image) | sizes),
+        getattr(video, f"{name}VideoProcessor")(**_known(VideoOptions, brought.video) | sizes),
+    )
+
+
+def _known(options: type[ImageOptions], brought: dict[str, Any]) -> dict[str, Any]:
+    names = {"size", *(field.name for field in fields(options))}
+    return {name: value for name, value in brought.items() if name in names}
