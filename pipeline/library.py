@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import warnings
 from typing import Any
 
 import torch
 
 from encoder import PRESETS, Glm4vVisionConfig, Glm4vVisionModel, load_encoder
 from encoder import create_glm4v_vision_encoder as create_encoder
-from pipeline.processor_files import FAMILIES, brought_options
-from processors import ImageOptions, VideoOptions, image, video
-from processors.image import GlmgaImageProcessor
+from pipeline.processor_files import read_files
+from processors import (
+    Glm4vImageProcessor,
+    Glm4vVideoProcessor,
+    GlmgaImageProcessor,
+    GlmgaVideoProcessor,
+    load_processors,
+)
 from processors.video import VideoProcessor
 
 
@@ -47,10 +52,10 @@ def create_complete_glm4v_vision_pipeline(
         The model, in eval mode and without gradients; its image processor; its video processor.
 
     Raises:
-        ValueError: Config fields beside a location, an unknown one, or one out of range.
+        ValueError: Config fields beside a location, an unknown one, or one out of range; or the
+            checkpoint's processor files are broken, or another family's.
         CheckpointError: The checkpoint has no usable tower.
-        UsageError: Its processors cannot be used.
-        StorageError: Its storage failed.
+        Exception: Storage's own, where it fails.
     """
     if location is None:
         model = create_encoder(device=device, dtype=dtype, seed=seed, **config)
@@ -77,15 +82,12 @@ def _processors(
 ) -> tuple[GlmgaImageProcessor, VideoProcessor]:
     """Makes a checkpoint's processors, of GLM-4.1V's where there is none, for a tower's sizes."""
     if checkpoint is None:
-        return image.Glm4vImageProcessor(**sizes), video.Glm4vVideoProcessor(**sizes)
-    brought = brought_options(checkpoint)
-    name = next(name for name, family in FAMILIES.items() if family == brought.family)
-    return (
-        getattr(image, f"{name}ImageProcessor")(**_known(ImageOptions, brought.image) | sizes),
-        getattr(video, f"{name}VideoProcessor")(**_known(VideoOptions, brought.video) | sizes),
+        return Glm4vImageProcessor(**sizes), Glm4vVideoProcessor(**sizes)
+    if files := read_files(checkpoint):
+        return load_processors(checkpoint, read=files.get, **sizes)
+    warnings.warn(
+        f"{checkpoint} describes no processors: Glmga's are used, with their defaults",
+        UserWarning,
+        stacklevel=3,
     )
-
-
-def _known(options: type[ImageOptions], brought: dict[str, Any]) -> dict[str, Any]:
-    names = {"size", *(field.name for field in fields(options))}
-    return {name: value for name, value in brought.items() if name in names}
+    return GlmgaImageProcessor(**sizes), GlmgaVideoProcessor(**sizes)

@@ -66,7 +66,7 @@ def brought_options(checkpoint: str) -> Brought:
         StorageError: Storage failed.
     """
     with reading(checkpoint):
-        files = _files(checkpoint)
+        files = read_files(checkpoint)
     try:
         image = pretrained.find_processor("image", checkpoint, files.get)
         video = pretrained.find_processor("video", checkpoint, files.get)
@@ -86,8 +86,8 @@ def brought_options(checkpoint: str) -> Brought:
         raise UsageError(f"--encoder {error}") from error
 
 
-def _files(checkpoint: str) -> dict[str, bytes]:
-    """The processor files that are there; a tower alone has none."""
+def read_files(checkpoint: str) -> dict[str, bytes]:
+    """A checkpoint's processor files, those that are there; a tower alone has none."""
     fs, path = fsspec.core.url_to_fs(checkpoint)
     if path.endswith(".safetensors"):
         return {}

@@ -17,6 +17,8 @@ from processors import (
     Glm4vVideoProcessor,
     Glm46VImageProcessor,
     Glm46VVideoProcessor,
+    GlmgaImageProcessor,
+    GlmgaVideoProcessor,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +83,15 @@ def test_a_checkpoint_brings_its_processors_and_the_tower_their_sizes(checkpoint
     assert model.config == Glm4vVisionConfig.from_pretrained(checkpoint)
     assert (type(images), type(videos)) == (Glm46VImageProcessor, Glm46VVideoProcessor)
     assert (images.options.max_pixels, images.options.patch_size) == (40000, 14)
-    assert (videos.options.max_pixels, videos.options.max_frames) == (90000, 20)
+    # The reference's class of that family never looks at a file's max_frames.
+    assert (videos.options.max_pixels, videos.options.max_frames) == (90000, None)
+
+
+def test_a_checkpoint_without_processor_files_has_the_newest_familys() -> None:
+    with pytest.warns(UserWarning, match="describes no processors: Glmga's are used") as warned:
+        _, images, videos = create_complete_glm4v_vision_pipeline(str(GOLDENS / "checkpoint-glm4v"))
+    assert warned[0].filename == __file__
+    assert (type(images), type(videos)) == (GlmgaImageProcessor, GlmgaVideoProcessor)
 
 
 def test_a_location_and_a_configuration_are_one_too_many() -> None:
