@@ -15,6 +15,7 @@ from encoder.config import PRESETS, Glm4vVisionConfig
 
 if TYPE_CHECKING:
     from encoder.attention import Segments
+    from encoder.hub import pin_location
     from encoder.load import load_encoder
     from encoder.model import EncoderOutput, Glm4vVisionModel
     from encoder.packing import Segment, capacity, cu_seqlens, fill_ratio, plan_packs, segments_of
@@ -41,6 +42,7 @@ __all__ = [
     "cu_seqlens",
     "fill_ratio",
     "load_encoder",
+    "pin_location",
     "plan_packs",
     "preset_digest",
     "random_tensors",
@@ -63,6 +65,7 @@ _HOME = {
     "cu_seqlens": "packing",
     "fill_ratio": "packing",
     "load_encoder": "load",
+    "pin_location": "hub",
     "plan_packs": "packing",
     "preset_digest": "presets",
     "random_tensors": "presets",
