@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from encoder.attention import Segments
     from encoder.costs import forward_flop, weight_bytes
     from encoder.factories import create_glm4v_vision_encoder
+    from encoder.hub import pin_location
     from encoder.load import load_encoder
     from encoder.model import EncoderOutput, Glm4vVisionModel
     from encoder.packing import Segment, capacity, cu_seqlens, fill_ratio, plan_packs, segments_of
@@ -50,6 +51,7 @@ __all__ = [
     "fill_ratio",
     "forward_flop",
     "load_encoder",
+    "pin_location",
     "plan_packs",
     "preset_digest",
     "random_tensors",
@@ -78,6 +80,7 @@ _HOME = {
     "fill_ratio": "packing",
     "forward_flop": "costs",
     "load_encoder": "load",
+    "pin_location": "hub",
     "plan_packs": "packing",
     "preset_digest": "presets",
     "random_tensors": "presets",

@@ -1,12 +1,12 @@
-"""One safetensors file on any filesystem: its header, and some of its tensors by byte range.
+"""One safetensors file on any filesystem: its header, and any range of its bytes. No torch.
 
-The header comes from outside and is checked before anything is read or allocated by it. No torch.
+The header comes from outside and is checked before anything is read or allocated by it.
 """
 
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,8 +18,6 @@ Filesystem = Any
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LENGTH_BYTES = 8
-_CHUNK_BYTES = 64 * 2**20  # held at once, unless one tensor is larger
-_PART_BYTES = 16 * 2**20  # object stores serve several such at a time
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
 ITEM_BYTES |= {"U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -69,7 +67,10 @@ def open_location(location: str) -> tuple[Filesystem, str]:
     try:
         fs, path = url_to_fs(location)
     except (ValueError, ImportError) as error:
-        raise CheckpointError(f"{location}: {error}") from error
+        reason: object = error
+        if isinstance(error, ImportError) and location.startswith("hf://"):
+            reason = 'hf:// needs huggingface_hub: pip install "patchflow[hub]"'
+        raise CheckpointError(f"{location}: {reason}") from error
     return fs, path.rstrip("/")
 
 
@@ -108,57 +109,18 @@ def read_header(fs: Filesystem, path: str) -> Header:
     return Header(entries=entries, metadata=metadata)
 
 
-def read_tensors(
-    fs: Filesystem, entries: Mapping[str, TensorEntry]
-) -> Iterator[tuple[str, memoryview]]:
-    """Reads tensors, file by file and in the order of their bytes, and nothing beside them.
-
-    Neighbours are read together, at most 64 MiB at once unless one tensor is larger.
-
-    Yields:
-        Name and raw little-endian bytes, writable and the caller's own to keep.
-
-    Raises:
-        CheckpointError: A file ends before a tensor does.
-    """
-    chunk: dict[str, TensorEntry] = {}
-    start = end = 0
-    path = ""
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].path, item[1].start)):
-        touches = entry.path == path and entry.start == end
-        if chunk and not (touches and entry.end - start <= _CHUNK_BYTES):
-            yield from _read_chunk(fs, chunk, start, end)
-            chunk = {}
-        if not chunk:
-            path, start = entry.path, entry.start
-        chunk[name] = entry
-        end = entry.end
-    if chunk:
-        yield from _read_chunk(fs, chunk, start, end)
-
-
-def read_range(fs: Filesystem, path: str, start: int, end: int) -> bytearray:
-    """Reads bytes `start` to `end` of a file.
+def read_range(fs: Filesystem, path: str, start: int, end: int) -> bytes:
+    """Reads bytes `start` to `end` of a file, and no others.
 
     Raises:
         CheckpointError: The file ends early.
     """
-    starts = list(range(start, end, _PART_BYTES))
-    ends = [min(part + _PART_BYTES, end) for part in starts]
-    parts = fs.cat_ranges([path] * len(starts), starts, ends, on_error="raise")
-    data = bytearray().join(parts)
+    # A file of the Hub's filesystem would read 5 MiB ahead of every range.
+    options = {"cache_type": "none"} if fs.protocol == "hf" else {}
+    data: bytes = fs.cat_file(path, start, end, **options)
     if len(data) != end - start:
         raise CheckpointError(f"{path}: truncated: ends within bytes {start} to {end}")
     return data
-
-
-def _read_chunk(
-    fs: Filesystem, chunk: Mapping[str, TensorEntry], start: int, end: int
-) -> Iterator[tuple[str, memoryview]]:
-    path = next(iter(chunk.values())).path
-    data = memoryview(read_range(fs, path, start, end))
-    for name, entry in chunk.items():
-        yield name, data[entry.start - start : entry.end - start]
 
 
 def _read_entry(path: str, raw: Any, data_start: int, size: int) -> TensorEntry:

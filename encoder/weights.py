@@ -1,33 +1,34 @@
 """The vision tower's tensors in a checkpoint: found, checked, streamed, digested, kept. No torch.
 
-A location is a local folder or any URL that fsspec knows (`s3://`, `hf://`), holding `config.json`
-and `model.safetensors` or `model.safetensors.index.json` with its shards; or the location of a
-single `.safetensors` file.
+A location is a local folder or any URL that fsspec knows (`s3://`, `hf://org/name[@revision]`),
+holding `config.json` and `model.safetensors` or `model.safetensors.index.json` with its shards; or
+the location of a single `.safetensors` file.
 """
 
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from encoder.byte_ranges import in_file_order, read_pieces, read_tensors
 from encoder.config import Glm4vVisionConfig
 from encoder.digests import DIGEST_BYTES, json_digest
+from encoder.hub import pin_location
 from encoder.safetensors_file import (
     CheckpointError,
     Filesystem,
     TensorEntry,
     open_location,
     read_header,
-    read_tensors,
 )
 
 _SCHEME = "patchflow-checkpoint-1"
 _PREFIXES = ("model.visual.", "visual.", "")
 _DTYPES = ("F32", "F16", "BF16")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".bin.index.json")
 _PICKLE_REFUSED = "refused: pickled weights can run code; convert to safetensors"
 _CONFIG_KEY = "config"
 
@@ -36,11 +37,11 @@ _CONFIG_KEY = "config"
 class VisionTensors:
     """A tower's tensors, checked against its configuration and not read yet.
 
-    Iterating reads them, within 64 MiB or one tensor at a time, and yields name (without prefix)
-    and raw little-endian bytes, in the order of `entries`.
+    Iterating reads them whole and yields name (without prefix) and raw little-endian bytes, in the
+    order of `entries`; one tensor and about 70 MiB are in memory.
 
     Attributes:
-        location: Where they were found.
+        location: Where they were found; on the Hub, with the commit.
         config: The tower's shape.
         entries: Dtype, shape and place of each tensor, by name, in the order of reading.
     """
@@ -53,16 +54,33 @@ class VisionTensors:
     def __iter__(self) -> Iterator[tuple[str, memoryview]]:
         return read_tensors(self._fs, self.entries)
 
+    def pieces(self) -> Iterator[tuple[str, int, memoryview]]:
+        """Reads them in pieces of at most 8 MiB, as these arrive; about 70 MiB are in memory.
+
+        Yields:
+            Name, first byte counted from the tensor's, and the bytes of whole values.
+
+        Raises:
+            CheckpointError: A file ends before a tensor does.
+            Exception: The filesystem's own.
+        """
+        for piece, data in read_pieces(self._fs, self.entries, in_order=False):
+            yield piece.name, piece.offset, data
+
 
 def vision_tensors(location: str) -> VisionTensors:
-    """Finds the vision tower in a checkpoint, reading configuration and headers only.
+    """Finds the vision tower in a checkpoint, reading configuration, index and headers only.
+
+    On the Hub, all of it is of the commit that the location names now.
 
     Args:
         location: A folder or a `.safetensors` file, local or a URL.
 
     Raises:
-        CheckpointError: There is no usable tower; one line that names the place and the reason.
+        CheckpointError: There is no usable tower; one line that names the place and the reason,
+            or counts all tensors that are missing, unexpected or of another shape or dtype.
     """
+    location = pin_location(location)
     fs, path = open_location(location)
     if path.endswith(_PICKLE_SUFFIXES):
         raise CheckpointError(f"{location}: {_PICKLE_REFUSED}")
@@ -75,14 +93,11 @@ def vision_tensors(location: str) -> VisionTensors:
             else _parse_json(text, location)
         )
         config = _read_config(raw_config, location)
-        names = _match(header.entries, config, location)
-        entries = {bare: header.entries[name] for bare, name in names.items()}
+        entries = _check_tower(header.entries, header.entries, config, location)
     else:
         config = _read_config(_read_json(fs, f"{path}/config.json", location), location)
         entries = _find_in_folder(fs, path, config, location)
-    _check_entries(entries, config, location)
-    ordered = sorted(entries.items(), key=lambda item: (item[1].path, item[1].start))
-    return VisionTensors(location=location, config=config, entries=dict(ordered), _fs=fs)
+    return VisionTensors(location=location, config=config, entries=in_file_order(entries), _fs=fs)
 
 
 def checkpoint_digest(tensors: VisionTensors) -> str:
@@ -156,8 +171,7 @@ def _find_in_folder(
     """Returns the tower's tensors by bare name; of a sharded model, opens only their shards."""
     if fs.exists(f"{path}/model.safetensors"):
         entries = read_header(fs, f"{path}/model.safetensors").entries
-        names = _match(entries, config, location)
-        return {bare: entries[name] for bare, name in names.items()}
+        return _check_tower(entries, entries, config, location)
     if not fs.exists(f"{path}/model.safetensors.index.json"):
         if any(str(name).endswith(_PICKLE_SUFFIXES) for name in fs.ls(path, detail=False)):
             raise CheckpointError(f"{location}: {_PICKLE_REFUSED}")
@@ -165,17 +179,16 @@ def _find_in_folder(
             f"{location}: neither model.safetensors nor model.safetensors.index.json there"
         )
     shard_of = _read_index(fs, f"{path}/model.safetensors.index.json", location)
-    names = _match(shard_of, config, location)
-    shards = {
-        shard: read_header(fs, f"{path}/{shard}").entries
-        for shard in sorted({shard_of[name] for name in names.values()})
+    prefix = _find_prefix(shard_of, config, location)
+    expected = {prefix + bare for bare in config.tensor_shapes()}
+    shards = {shard for name, shard in shard_of.items() if name in expected}
+    entries = {
+        name: entry
+        for shard in sorted(shards)
+        for name, entry in read_header(fs, f"{path}/{shard}").entries.items()
+        if shard_of.get(name) == shard
     }
-    lost = [name for name in names.values() if name not in shards[shard_of[name]]]
-    if lost:
-        raise CheckpointError(
-            f"{location}: the index promises tensors that its shards lack: {_some(lost)}"
-        )
-    return {bare: shards[shard_of[name]][name] for bare, name in names.items()}
+    return _check_tower(shard_of, entries, config, location)
 
 
 def _read_index(fs: Filesystem, path: str, location: str) -> dict[str, str]:
@@ -191,51 +204,70 @@ def _read_index(fs: Filesystem, path: str, location: str) -> dict[str, str]:
     return weight_map
 
 
-def _match(names: Iterable[str], config: Glm4vVisionConfig, location: str) -> dict[str, str]:
-    """Returns the tower's names in the checkpoint by bare name."""
-    found = set(names)
+def _find_prefix(names: Collection[str], config: Glm4vVisionConfig, location: str) -> str:
     expected = config.tensor_shapes()
-    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + bare in found for bare in expected))
-    missing = [bare for bare in expected if prefix + bare not in found]
-    if len(missing) == len(expected):
+    counts = {prefix: sum(prefix + bare in names for bare in expected) for prefix in _PREFIXES}
+    prefix = max(_PREFIXES, key=lambda prefix: counts[prefix])
+    if counts[prefix] == 0:
         raise CheckpointError(
             f"{location}: no GLM-4V vision tensors; looked for model.visual.*, visual.* and bare"
         )
-    if missing:
+    return prefix
+
+
+def _check_tower(
+    names: Collection[str],
+    entries: Mapping[str, TensorEntry],
+    config: Glm4vVisionConfig,
+    location: str,
+) -> dict[str, TensorEntry]:
+    """Returns the tower's tensors by bare name, or raises all that is wrong with them.
+
+    Args:
+        names: Of all tensors of the checkpoint, as its index or its only header has them.
+        entries: What the headers say of them.
+        config: The tower's shape.
+        location: For the message.
+    """
+    expected = config.tensor_shapes()
+    prefix = _find_prefix(names, config, location)
+    tower = {bare: entries[prefix + bare] for bare in expected if prefix + bare in entries}
+    kinds = {
+        "missing": [prefix + bare for bare in expected if prefix + bare not in names],
+        "missing from the shard that the index names": [
+            prefix + bare for bare in expected if prefix + bare in names and bare not in tower
+        ],
+        "that the config does not account for": _surplus(names, prefix, expected),
+        "of another shape": [
+            f"{prefix + bare} is {entry.shape}, the config makes it {expected[bare]}"
+            for bare, entry in tower.items()
+            if entry.shape != expected[bare]
+        ],
+        f"of another dtype than {', '.join(_DTYPES)}": [
+            f"{prefix + bare} is {entry.dtype}"
+            for bare, entry in tower.items()
+            if entry.dtype not in _DTYPES
+        ],
+    }
+    faults = [f"{len(found)} {kind}: {_some(found)}" for kind, found in kinds.items() if found]
+    if faults:
         raise CheckpointError(
-            f"{location}: {len(missing)} of {len(expected)} vision tensors missing: "
-            f"{_some(prefix + bare for bare in missing)}"
+            f"{location}: vision tensors do not fit the config, which has {len(expected)}: "
+            + "; ".join(faults)
         )
-    # Left out in silence, a bias or a norm would change every result.
+    return tower
+
+
+def _surplus(names: Iterable[str], prefix: str, expected: Collection[str]) -> list[str]:
+    """Returns vision tensors that nothing would read.
+
+    Left out in silence, a bias or a norm would change every result.
+    """
     modules = {bare.split(".")[0] for bare in expected}
-    surplus = [
-        name
-        for name in sorted(found)
-        if name.startswith(prefix)
-        and name.removeprefix(prefix).split(".")[0] in modules
-        and name.removeprefix(prefix) not in expected
+    found = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return [
+        prefix + bare for bare in found if bare.split(".")[0] in modules and bare not in expected
     ]
-    if surplus:
-        raise CheckpointError(
-            f"{location}: the config does not account for {len(surplus)} of the vision tensors: "
-            f"{_some(surplus)}"
-        )
-    return {bare: prefix + bare for bare in expected}
-
-
-def _check_entries(
-    entries: Mapping[str, TensorEntry], config: Glm4vVisionConfig, location: str
-) -> None:
-    for name, shape in config.tensor_shapes().items():
-        entry = entries[name]
-        if entry.dtype not in _DTYPES:
-            raise CheckpointError(
-                f"{location}: {name} is {entry.dtype}; supported: {', '.join(_DTYPES)}"
-            )
-        if entry.shape != shape:
-            raise CheckpointError(
-                f"{location}: {name} has shape {entry.shape}; the config makes it {shape}"
-            )
 
 
 def _some(names: Iterable[str]) -> str:

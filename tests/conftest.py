@@ -13,4 +13,5 @@ pytest_plugins = [
     "tests.support.plans",
     "tests.support.encoding",
     "tests.support.s3_here",
+    "tests.support.hub",
 ]

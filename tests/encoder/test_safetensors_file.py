@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-import encoder.safetensors_file
 from encoder import CheckpointError
-from encoder.safetensors_file import Header, TensorEntry, read_header, read_tensors
+from encoder.safetensors_file import Header, TensorEntry, read_header, read_range
 
 DATA = bytes(range(12))
 
@@ -87,56 +86,9 @@ def test_what_is_no_file_or_empty_is_named(tmp_path: Path) -> None:
         read_header(LocalFileSystem(), str(tmp_path / "x"))
 
 
-class CountingFilesystem(LocalFileSystem):
-    """Notes the ranges that are read."""
-
-    cachable = False
-
-    def cat_file(self, path: str, start: int, end: int) -> bytes:
-        self.ranges = [*getattr(self, "ranges", []), (start, end)]
-        return super().cat_file(path, start, end)
-
-
-def test_neighbours_are_read_together_and_gaps_are_not(tmp_path: Path) -> None:
-    path = write(tmp_path / "x", {"a": entry(0, 2), "b": entry(2, 5), "c": entry(8, 12)})
-    fs = CountingFilesystem()
-    entries = read_header(fs, path).entries
-    start = entries["a"].start
-    fs.ranges = []
-    read = {name: bytes(data) for name, data in read_tensors(fs, entries)}
-    assert read == {"a": DATA[:2], "b": DATA[2:5], "c": DATA[8:]}
-    assert fs.ranges == [(start, start + 5), (start + 8, start + 12)]
-
-
-def test_neighbouring_offsets_in_two_files_are_no_neighbours(tmp_path: Path) -> None:
-    fs = LocalFileSystem()
-    first = write(tmp_path / "1", {"a": entry(0, 4), "b": entry(4, 8)}, DATA[:8])
-    second = write(tmp_path / "2", {"c": entry(0, 4), "d": entry(4, 8)}, DATA[4:])
-    entries = {"a": read_header(fs, first).entries["a"], "d": read_header(fs, second).entries["d"]}
-    assert entries["a"].end == entries["d"].start
-    read = {name: bytes(data) for name, data in read_tensors(fs, entries)}
-    assert read == {"a": DATA[:4], "d": DATA[8:]}
-
-
-def test_chunks_and_their_parts_are_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encoder.safetensors_file, "_CHUNK_BYTES", 5)
-    monkeypatch.setattr(encoder.safetensors_file, "_PART_BYTES", 4)
-    path = write(tmp_path / "x", {"a": entry(0, 2), "b": entry(2, 5), "c": entry(5, 12)})
-    fs = CountingFilesystem()
-    entries = read_header(fs, path).entries
-    start = entries["a"].start
-    fs.ranges = []
-    read = b"".join(data for _, data in read_tensors(fs, entries))
-    assert read == DATA
-    ends = [(first - start, last - start) for first, last in fs.ranges]
-    assert ends == [(0, 4), (4, 5), (5, 9), (9, 12)]
-
-
-def test_a_file_that_ends_early_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "x", {"a": entry(0, 12)})
-    entries = read_header(LocalFileSystem(), path).entries
-    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match="x: truncated: ends within bytes"):
-        list(read_tensors(LocalFileSystem(), entries))
+def test_a_range_past_the_end_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(DATA)
+    assert read_range(LocalFileSystem(), str(path), 3, 12) == DATA[3:]
+    with pytest.raises(CheckpointError, match="x: truncated: ends within bytes 3 to 13"):
+        read_range(LocalFileSystem(), str(path), 3, 13)
