@@ -25,6 +25,7 @@ _FILES: Final = {
     "image_processor": ("processor_config.json", "preprocessor_config.json"),
     "video_processor": ("processor_config.json", "video_preprocessor_config.json"),
 }
+FILE_NAMES: Final = tuple(dict.fromkeys(name for names in _FILES.values() for name in names))
 _SWITCHES: Final = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames")
 
 
