@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -77,8 +77,9 @@ def has_changed(encoder: Encoder, output: str) -> bool:
     return False
 
 
-def _look(location: str, names: Any) -> Versions:
+def _look(location: str, names: Iterable[str]) -> Versions:
     fs, path = fsspec.core.url_to_fs(location)
+    fs.invalidate_cache()
     folder = str(PurePosixPath(path).parent) if path.endswith(".safetensors") else path
     return {name: _version(fs, join(folder, name)) for name in names}
 

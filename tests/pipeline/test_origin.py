@@ -22,7 +22,7 @@ from pipeline.record import keep, keeps, record, recorded
 class Begun:
     """An output that was begun with a checkpoint of its own, and resumed in another process."""
 
-    def __init__(self, folder: Path, checkpoint: Path) -> None:
+    def __init__(self, folder: Path, checkpoint: Path | str) -> None:
         self.checkpoint, self.output = checkpoint, folder / "out"
         self.what = identity(self._config(str(checkpoint)), "cpu")
         record(self._config(str(checkpoint)), self.what)
@@ -105,11 +105,12 @@ def test_the_options_of_the_command_line_still_count(begun: Begun) -> None:
     assert (was["max_pixels"], now["max_pixels"]) == (200_000, 1000)
 
 
-def other_weights(checkpoint: Path) -> None:
+def other_weights(checkpoint: Path) -> str:
     path = next(
         path for path in checkpoint.glob("*.safetensors") if "model.visual" in str(load_file(path))
     )
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    return path.name
 
 
 def another_budget(checkpoint: Path) -> None:
@@ -131,7 +132,7 @@ def a_file_more(checkpoint: Path) -> None:
     ],
 )
 def test_an_original_that_has_changed_is_another_one(
-    begun: Begun, change: Callable[[Path], None], field: str
+    begun: Begun, change: Callable[[Path], object], field: str
 ) -> None:
     change(begun.checkpoint)
     assert begun.resume().semantics[field] != begun.what.semantics[field]
@@ -182,3 +183,23 @@ def test_a_checkpoint_that_changes_while_it_is_copied_is_refused(begun: Begun) -
     with pytest.raises(UsageError, match="was changed while it was read"):
         keep(str(begun.output), begun.what.encoder)
     assert not begun.tower.exists()
+
+
+def test_on_s3_it_is_the_etag_that_counts(
+    tmp_path: Path, goldens: Path, s3_media: str, digested: list[str]
+) -> None:
+    fs = fsspec.filesystem("s3")
+    for path in (goldens / "checkpoint-glm46v").iterdir():
+        fs.pipe_file(f"{s3_media}/{path.name}", path.read_bytes())
+    begun = Begun(tmp_path, s3_media)
+    digested.clear()
+    fs.pipe_file(f"{s3_media}/config.json", fs.cat_file(f"{s3_media}/config.json"))
+    assert begun.resume() == begun.what
+    assert digested == []
+    local = shutil.copytree(goldens / "checkpoint-glm46v", tmp_path / "other")
+    name = other_weights(local)
+    fs.pipe_file(f"{s3_media}/{name}", (local / name).read_bytes())
+    assert begun.resume().semantics["encoder_digest"] != begun.what.semantics["encoder_digest"]
+    assert digested == [s3_media]
+    fs.rm(s3_media, recursive=True)
+    assert begun.resume() == begun.what
