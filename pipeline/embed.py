@@ -18,7 +18,7 @@ from pipeline.identity import Identity, identity
 from pipeline.known import PlanReport
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
 from pipeline.plan import check_layout, plan_next
-from pipeline.record import check_resumable, record
+from pipeline.record import check_resumable, keep, keeps, record, recorded
 from pipeline.shard_size import check_shard_size, default_shard_rows
 from pipeline.storage import output_root, storage_for
 from pipeline.summary import Summary
@@ -38,14 +38,18 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
     config = replace(config, output=output_root(config.output))
 
     def prepare() -> tuple[Identity, list[Generation]]:
-        what = identity(config, choose_device(config.device))
+        run = recorded(config.output)
+        kept = run.encoder if run is not None and keeps(config.output, run.encoder) else None
+        what = identity(config, choose_device(config.device), kept)
         begun = check_resumable(config.output, what.semantics)
         existing, default = generations(config.output), default_shard_rows(what)
         check_shard_size(existing[0].shard_rows if existing else config.shard_rows or default, what)
         report, planned = _plan(config, default)
         check_shard_size(planned[0].shard_rows, what)  # Another driver may have planned it.
         on_plan(report)
-        if not begun:
+        if begun:
+            keep(config.output, what.encoder)
+        else:
             record(config, what)
         return what, planned
 

@@ -6,46 +6,48 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from encoder import (
-    PRESETS,
-    Glm4vVisionConfig,
-    checkpoint_digest,
-    preset_digest,
-    vision_tensors,
-)
+from encoder import PRESETS, checkpoint_digest, pin_location, preset_digest, vision_tensors
 from pipeline.config import ComputeDevice, ComputeDtype, EmbedConfig
 from pipeline.location import digest
 from pipeline.options import ProcessorOptions, processor_options
-from pipeline.processor_files import reading
+from pipeline.origin import Encoder, absolute, has_changed, versions_of
+from pipeline.processor_files import brought_options, reading
 
 # Raised whenever the same configuration gives other vectors than it did.
 SEMANTICS_VERSION = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoder:
-    """An encoder by its content: `digest` is of the seed, or of every vision tensor."""
-
-    location: str
-    digest: str
-    random: bool
-    config: Glm4vVisionConfig
-
-
-def _identify(config: EmbedConfig) -> Encoder:
+def _identify(config: EmbedConfig, begun: Encoder | None) -> Encoder:
     """Finds the encoder that `--encoder` names.
 
     Raises:
         UsageError: It is no preset, and no checkpoint that can be used.
     """
-    if config.encoder in PRESETS:
-        shape = PRESETS[config.encoder]
+    asked = config.encoder
+    if asked in PRESETS:
+        shape = PRESETS[asked]
         name = preset_digest(shape, config.seed)
-        return Encoder(location=config.encoder, digest=name, random=True, config=shape)
-    with reading(config.encoder):
-        tensors = vision_tensors(config.encoder)
+        return Encoder(asked=asked, location=asked, digest=name, random=True, config=shape)
+    if (
+        begun is not None
+        and absolute(asked) in (begun.asked, begun.location)
+        and not has_changed(begun, config.output)
+    ):
+        return begun
+    with reading(asked):
+        location = pin_location(asked)
+        tensors = vision_tensors(location)
+        versions = versions_of(tensors)  # Before the reading: what changes under it is noticed.
         name = checkpoint_digest(tensors)
-    return Encoder(location=config.encoder, digest=name, random=False, config=tensors.config)
+    return Encoder(
+        asked=absolute(asked),
+        location=absolute(location),
+        digest=name,
+        random=False,
+        config=tensors.config,
+        brought=brought_options(location),
+        versions=versions,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +71,21 @@ def compute_dtype(device: ComputeDevice) -> ComputeDtype:
     return "bfloat16" if device == "cuda" else "float32"
 
 
-def identity(config: EmbedConfig, device: ComputeDevice) -> Identity:
+def identity(config: EmbedConfig, device: ComputeDevice, begun: Encoder | None = None) -> Identity:
     """What `config` comes to on `device`.
+
+    Args:
+        config: What to embed, and how.
+        device: Where the encoder runs.
+        begun: What the output was begun with and keeps. If `--encoder` names it and its files have
+            not changed, it is not read again: they may be gone.
 
     Raises:
         UsageError: The encoder or its processor cannot be used.
     """
-    encoder = _identify(config)
-    checkpoint = None if encoder.random else encoder.location
-    return identity_of(
-        config, encoder, processor_options(config, checkpoint, encoder.config), device
-    )
+    encoder = _identify(config, begun)
+    options = processor_options(config, encoder.brought, encoder.config)
+    return identity_of(config, encoder, options, device)
 
 
 def identity_of(

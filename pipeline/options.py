@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from encoder import Glm4vVisionConfig
 from pipeline.config import Animated, EmbedConfig
 from pipeline.errors import UsageError
-from pipeline.processor_files import FAMILIES, Brought, brought_options
+from pipeline.processor_files import FAMILIES, Brought
 from processors import ImageOptions, VideoFamily, VideoOptions, VideoSampling
 from processors.sandbox import MAX_FRAMES
 
@@ -80,21 +80,18 @@ class ProcessorOptions:
 
 
 def processor_options(
-    config: EmbedConfig, checkpoint: str | None, shape: Glm4vVisionConfig
+    config: EmbedConfig, brought: Brought, shape: Glm4vVisionConfig
 ) -> ProcessorOptions:
     """What `config` comes to with an encoder of that shape.
 
     Args:
         config: Its budgets and rates go before the checkpoint's.
-        checkpoint: Where the encoder comes from; None for a preset.
+        brought: The checkpoint's; a preset brings nothing.
         shape: The encoder's sizes, which the processors' follow.
 
     Raises:
-        UsageError: The checkpoint's processors are none of the family's, or the options do not
-            go together.
-        StorageError: Storage failed.
+        UsageError: The options do not go together.
     """
-    brought = Brought() if checkpoint is None else brought_options(checkpoint)
     try:
         images = ImageOptions(
             **_still_budget(config, brought.image, shape.temporal_patch_size),

@@ -9,18 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from encoder import Glm4vVisionConfig, vision_tensors, write_vision_tower
+from encoder import Glm4vVisionConfig, checkpoint_digest, vision_tensors, write_vision_tower
 from pipeline import layout
 from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
 from pipeline.errors import StorageError, UsageError
-from pipeline.identity import Encoder, Identity, fingerprint, identity_of
+from pipeline.identity import Identity, fingerprint, identity_of
 from pipeline.location import join
 from pipeline.options import recorded_options
-from pipeline.processor_files import reading
+from pipeline.origin import Encoder
+from pipeline.processor_files import Brought, reading
 from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +83,13 @@ def _recorded(run: dict[str, Any]) -> Recorded:
     encoder = run["encoder"]
     return Recorded(
         encoder=Encoder(
+            asked=encoder["asked"],
             location=encoder["location"],
             digest=encoder["digest"],
             random=encoder["random_weights"],
             config=Glm4vVisionConfig(**encoder["config"]),
+            brought=Brought(**encoder["processors"]),
+            versions=encoder["versions"],
         ),
         seed=encoder["seed"],
         semantics=run["semantics"],
@@ -116,26 +120,47 @@ def check_resumable(output: str, semantics: dict[str, Any]) -> bool:
     return True
 
 
+def keeps(output: str, encoder: Encoder) -> bool:
+    """Whether an output has all that is needed of its encoder."""
+    place = join(output, layout.encoder(encoder.digest))
+    return encoder.random or storage_for(output).stat(place) is not None
+
+
+def keep(output: str, encoder: Encoder) -> None:
+    """Copies a checkpoint's vision tower into an output, unless it is there.
+
+    Raises:
+        UsageError: The checkpoint is no such encoder any more.
+        StorageError: Storage failed.
+    """
+    if keeps(output, encoder):
+        return
+    with tempfile.TemporaryDirectory(prefix="patchflow-encoder-") as folder:
+        tower = Path(folder) / "tower.safetensors"
+        with tower.open("wb") as file, reading(encoder.location):
+            write_vision_tower(vision_tensors(encoder.location), file)
+        if checkpoint_digest(vision_tensors(str(tower))) != encoder.digest:
+            raise UsageError(f"--encoder {encoder.location} was changed while it was read")
+        storage_for(output).upload(join(output, layout.encoder(encoder.digest)), str(tower))
+
+
 def record(config: EmbedConfig, identity: Identity) -> None:
     """Writes `run.json`, and before it the vision tower of a checkpoint."""
     encoder, storage = identity.encoder, storage_for(config.output)
-    place = join(config.output, layout.encoder(encoder.digest))
-    if not encoder.random and storage.stat(place) is None:
-        with tempfile.TemporaryDirectory(prefix="patchflow-encoder-") as folder:
-            tower = Path(folder) / "tower.safetensors"
-            with tower.open("wb") as file, reading(encoder.location):
-                write_vision_tower(vision_tensors(encoder.location), file)
-            storage.upload(place, str(tower))
+    keep(config.output, encoder)
     run = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint(identity.semantics),
         "semantics": identity.semantics,
         "encoder": {
+            "asked": encoder.asked,
             "location": encoder.location,
             "digest": encoder.digest,
             "random_weights": encoder.random,
             "seed": config.seed if encoder.random else None,
             "config": asdict(encoder.config),
+            "processors": asdict(encoder.brought),
+            "versions": encoder.versions,
         },
         "limits": {
             "max_file_bytes": config.max_file_bytes,

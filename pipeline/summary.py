@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pipeline.identity import Encoder
 from pipeline.marker import Marker
+from pipeline.origin import Encoder
 
 
 @dataclass

@@ -96,7 +96,7 @@ def test_another_schema_version_is_refused(begun: EmbedConfig) -> None:
     path = Path(begun.output) / "_patchflow" / "run.json"
     run = json.loads(path.read_text())
     path.write_text(json.dumps(run | {"schema_version": run["schema_version"] + 1}))
-    with pytest.raises(UsageError, match="has schema version 4; this patchflow writes 3"):
+    with pytest.raises(UsageError, match="has schema version 5; this patchflow writes 4"):
         resume(begun)
 
 

@@ -18,6 +18,7 @@ from pipeline.config import EmbedConfig
 from pipeline.errors import UsageError
 from pipeline.identity import fingerprint
 from pipeline.options import ProcessorOptions, processor_options, recorded_options
+from pipeline.processor_files import Brought, brought_options
 from processors import ImageOptions, VideoOptions
 from processors.frame_patcher import clip_grid
 from processors.image import GlmgaImageProcessor
@@ -48,7 +49,8 @@ def checkpoint(tmp_path: Path, goldens: Path) -> Write:
 
 def found(location: str | None = None, **asked: Any) -> ProcessorOptions:
     shape = SHAPE if location is None else vision_tensors(location).config
-    return processor_options(EmbedConfig(output="out", **asked), location, shape)
+    brought = Brought() if location is None else brought_options(location)
+    return processor_options(EmbedConfig(output="out", **asked), brought, shape)
 
 
 def refusal(location: str | None = None, **asked: Any) -> str:
@@ -201,7 +203,7 @@ def test_a_tower_alone_brings_no_processor(
     goldens: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tower = sorted((goldens / "checkpoint-glm46v").glob("*.safetensors"))[0]
-    options = processor_options(EmbedConfig(output="out"), str(tower), SHAPE)
+    options = processor_options(EmbedConfig(output="out"), brought_options(str(tower)), SHAPE)
     assert options == found()
     assert "brings no video processor" in capsys.readouterr().err
 
@@ -416,7 +418,7 @@ def test_what_is_recorded_gives_the_same_options(
     animated = data.draw(st.sampled_from(["image", "video"]))
     budgets = {"max_pixels": max_pixels, "video_max_pixels": video_max_pixels}
     config = EmbedConfig(output="out", **rates, **budgets, animated=animated)
-    options = processor_options(config, str(folder), SHAPE)
+    options = processor_options(config, brought_options(str(folder)), SHAPE)
     semantics = json.loads(json.dumps(options.semantics))
     again = recorded_options(semantics, SHAPE)
     assert again == options

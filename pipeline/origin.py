@@ -1,0 +1,94 @@
+"""Where an encoder comes from, and whether its files are still those that were read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import fsspec
+
+from encoder import Glm4vVisionConfig, VisionTensors
+from pipeline.location import join
+from pipeline.processor_files import Brought
+from processors import pretrained
+
+Versions = Mapping[str, str | None]
+"""By a file's name, what another file of that name would not have; None where there is none."""
+
+_FILE_NAMES: Final = ("config.json", "model.safetensors.index.json", *pretrained.FILES)
+# What the file systems of fsspec tell of a file's content, in the order of preference.
+_MARKS: Final = ("ETag", "etag", "md5Hash", "mtime", "LastModified")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """An encoder by its content: `digest` is of the seed, or of every vision tensor."""
+
+    asked: str
+    """As `--encoder` named it; a local path is absolute."""
+    location: str
+    """What that came to: of a `hf://` repository, one commit."""
+    digest: str
+    random: bool
+    config: Glm4vVisionConfig
+    brought: Brought = field(default_factory=Brought)
+    versions: Versions = field(default_factory=dict)
+
+
+def absolute(location: str) -> str:
+    """A location, local or a URL, that means the same in any folder."""
+    return location if "://" in location else os.path.abspath(location)  # noqa: PTH100
+
+
+def versions_of(tensors: VisionTensors) -> Versions:
+    """What tells the files of a checkpoint from later ones; nothing of a commit, which stays."""
+    if tensors.location.startswith("hf://"):
+        return {}
+    shards = {PurePosixPath(entry.path).name for entry in tensors.entries.values()}
+    return _look(tensors.location, sorted({*shards, *_FILE_NAMES}))
+
+
+def has_changed(encoder: Encoder, output: str) -> bool:
+    """Whether a checkpoint's files are others now than those that were read.
+
+    One that is gone, or cannot be looked at, has not: the output keeps what is needed of it, which
+    standard error is told.
+
+    Args:
+        encoder: That of a checkpoint.
+        output: Location of the output that keeps it.
+    """
+    try:
+        now = _look(encoder.location, encoder.versions)
+    except Exception as error:  # Every file system of fsspec's has exceptions of its own.
+        reason = f"cannot be looked at ({' '.join(str(error).split()) or type(error).__name__})"
+    else:
+        if all(mark is not None for name, mark in now.items() if name.endswith(".safetensors")):
+            return now != encoder.versions
+        reason = "is gone"
+    print(
+        f"patchflow: --encoder {encoder.location} {reason}: going on with the copy that {output} "
+        "keeps of it",
+        file=sys.stderr,
+    )
+    return False
+
+
+def _look(location: str, names: Iterable[str]) -> Versions:
+    fs, path = fsspec.core.url_to_fs(location)
+    fs.invalidate_cache()
+    folder = str(PurePosixPath(path).parent) if path.endswith(".safetensors") else path
+    return {name: _version(fs, join(folder, name)) for name in names}
+
+
+def _version(fs: Any, path: str) -> str | None:
+    try:
+        found = fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    mark = next((str(found[name]) for name in _MARKS if found.get(name) is not None), "")
+    return f"{found['size']} {mark}"
