@@ -117,7 +117,8 @@ def read_range(fs: Filesystem, path: str, start: int, end: int) -> bytes:
     """
     # A file of the Hub's filesystem would read 5 MiB ahead of every range.
     options = {"cache_type": "none"} if fs.protocol == "hf" else {}
-    data: bytes = fs.cat_file(path, start, end, **options)
+    # By name: to S3's, the second argument is a version.
+    data: bytes = fs.cat_file(path, start=start, end=end, **options)
     if len(data) != end - start:
         raise CheckpointError(f"{path}: truncated: ends within bytes {start} to {end}")
     return data
