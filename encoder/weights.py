@@ -9,6 +9,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -31,6 +32,7 @@ _DTYPES = ("F32", "F16", "BF16")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".bin.index.json")
 _PICKLE_REFUSED = "refused: pickled weights can run code; convert to safetensors"
 _CONFIG_KEY = "config"
+_HEADERS_AT_A_TIME = 8  # three requests each, of which an object store serves many at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +183,13 @@ def _find_in_folder(
     shard_of = _read_index(fs, f"{path}/model.safetensors.index.json", location)
     prefix = _find_prefix(shard_of, config, location)
     expected = {prefix + bare for bare in config.tensor_shapes()}
-    shards = {shard for name, shard in shard_of.items() if name in expected}
+    shards = sorted({shard for name, shard in shard_of.items() if name in expected})
+    with ThreadPoolExecutor(_HEADERS_AT_A_TIME) as pool:
+        headers = list(pool.map(lambda shard: read_header(fs, f"{path}/{shard}"), shards))
     entries = {
         name: entry
-        for shard in sorted(shards)
-        for name, entry in read_header(fs, f"{path}/{shard}").entries.items()
+        for shard, header in zip(shards, headers, strict=True)
+        for name, entry in header.entries.items()
         if shard_of.get(name) == shard
     }
     return _check_tower(shard_of, entries, config, location)

@@ -17,6 +17,7 @@ from pipeline.config import EmbedConfig
 from pipeline.errors import UsageError
 from pipeline.identity import Identity, identity
 from pipeline.record import keep, keeps, record, recorded
+from tests.support.hub import REPO, FakeHub
 
 
 class Begun:
@@ -203,3 +204,22 @@ def test_on_s3_it_is_the_etag_that_counts(
     assert digested == [s3_media]
     fs.rm(s3_media, recursive=True)
     assert begun.resume() == begun.what
+
+
+def test_a_branch_of_the_hub_stays_the_commit_that_it_was(
+    tmp_path: Path, goldens: Path, hub: FakeHub, digested: list[str], capsys
+) -> None:
+    first = hub.commit("a", goldens / "checkpoint-glm46v", "main")
+    begun = Begun(tmp_path, f"hf://{REPO}")
+    assert begun.what.encoder.location == f"hf://{REPO}@{first}"
+    later = shutil.copytree(goldens / "checkpoint-glm46v", tmp_path / "later")
+    other_weights(later)
+    hub.commit("b", later, "main")
+    hub.served.clear()
+    digested.clear()
+    capsys.readouterr()
+    assert begun.resume() == begun.what
+    assert begun.resume(f"hf://{REPO}@{first}") == begun.what
+    assert (hub.served, digested, capsys.readouterr().err) == ([], [], "")
+    asked = begun.resume(f"hf://{REPO}@main").semantics
+    assert asked["encoder_digest"] != begun.what.semantics["encoder_digest"]
