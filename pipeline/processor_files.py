@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import fsspec
 
-from encoder import CheckpointError
+from encoder import PRESETS, CheckpointError
 from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.location import join
 from processors import ImageOptions, VideoFamily, VideoOptions, pretrained
@@ -50,7 +50,8 @@ def reading(location: str) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise UsageError(f"--encoder {error}") from error
+        hint = "" if "/" in location else f" (nor is it a preset: {', '.join(PRESETS)})"
+        raise UsageError(f"--encoder {error}{hint}") from error
     except PatchflowError:
         raise
     except Exception as error:  # Every file system of fsspec's has exceptions of its own.

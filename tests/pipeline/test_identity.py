@@ -161,6 +161,11 @@ def test_an_encoder_that_is_none_is_refused_by_name(tmp_path: Path, name: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_misspelt_preset_is_told_the_names(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nor is it a preset: tiny, small, medium, large\)$"):
+        identity(config(tmp_path / "out", encoder="smal"), "cpu")
+
+
 @pytest.mark.parametrize(
     ("processor", "expected"),
     [
