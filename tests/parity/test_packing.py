@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from encoder import Glm4vVisionConfig
 from tests.parity.generated import Grid, generated, packs, towers
-from tests.parity.reference import make_levels, random_model, relative_error, worst_error
+from tests.parity.reference import make_levels, random_model, relative_error
 
 
 def num_patches(grids: list[Grid]) -> list[int]:
@@ -26,10 +26,14 @@ def test_packed_items_equal_items_alone(data: st.DataObject, config: Glm4vVision
     model = random_model(config)
     levels = make_levels(grids, config.patch_dim)
     packed = model.forward_features(levels, grids)
-    items = zip(levels.split(num_patches(grids)), grids, strict=True)
-    alone = [model.forward_features(patches, [grid]) for patches, grid in items]
-    # Over the pack's largest value: an item of one narrow token may be small all over by chance.
-    assert worst_error(packed, [torch.cat(outputs) for outputs in zip(*alone, strict=True)]) < 1e-6
+    parts = [output.split(num_tokens(grids, config)) for output in packed]
+    items = zip(levels.split(num_patches(grids)), grids, *parts, strict=True)
+    for patches, grid, hidden, pooled in items:
+        alone = model.forward_features(patches, [grid])
+        assert relative_error(hidden, alone.last_hidden_state) < 1e-6
+        # Products of one to three rows take another kernel of BLAS, which sums in another order.
+        # Either is within 1.5e-6 of float64, after the merger's MLP.
+        assert relative_error(pooled, alone.pooler_output) < (1e-6 if len(pooled) > 3 else 2e-6)
 
 
 @generated(40)
