@@ -32,10 +32,10 @@ def towers(draw: st.DrawFn) -> Glm4vVisionConfig:
         patch_size=patch_size,
         temporal_patch_size=draw(st.sampled_from([1, 2, 4])),
         spatial_merge_size=draw(st.sampled_from([1, 2, 3])),
-        out_hidden_size=draw(st.sampled_from([16, 24, 33])),
-        intermediate_size=draw(st.sampled_from([8, 40])),
+        out_hidden_size=draw(st.sampled_from([24, 33, 64])),
+        intermediate_size=draw(st.sampled_from([40, 96])),
         attention_bias=draw(st.booleans()),
-        rms_norm_eps=draw(st.sampled_from([1e-6, 1e-5])),
+        rms_norm_eps=draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
         rope_theta=draw(st.sampled_from([100.0, 10000.0, 500000.0])),
     )
 

@@ -86,7 +86,7 @@ def test_the_referee_is_right(data: st.DataObject, config: Glm4vVisionConfig) ->
     model = random_model(config)
     pixels = normalize(make_levels(grids, 3 * config.temporal_patch_size * config.patch_size**2))
     _, truth = run_both(model, pixels, grids)
-    assert worst_error(run_plain(model, pixels, grids), truth) < 5e-6
+    assert worst_error(run_plain(model, pixels, grids), truth) < 1e-12
 
 
 @pytest.mark.parametrize("grids", SHAPES.values(), ids=SHAPES)
@@ -117,7 +117,7 @@ def test_errors_are_no_larger_than_transformers_own() -> None:
         rounded, truth = run_both(model, normalize(levels), SHAPES["of every kind"])
         ours.append(worst_error(model.forward_features(levels, SHAPES["of every kind"]), truth))
         theirs.append(worst_error(rounded, truth))
-    assert statistics.median(ours) < 1.25 * statistics.median(theirs)
+    assert statistics.median(ours) < statistics.median(theirs)
 
 
 def test_names_of_the_state_equal_transformers() -> None:

@@ -31,9 +31,9 @@ def test_packed_items_equal_items_alone(data: st.DataObject, config: Glm4vVision
     for patches, grid, hidden, pooled in items:
         alone = model.forward_features(patches, [grid])
         assert relative_error(hidden, alone.last_hidden_state) < 1e-6
-        # Products of one to three rows take another kernel of BLAS, which sums in another order.
-        # Either is within 1.5e-6 of float64, after the merger's MLP.
-        assert relative_error(pooled, alone.pooler_output) < (1e-6 if len(pooled) > 3 else 2e-6)
+        # Products of one to three rows take another kernel of BLAS, which sums in another order:
+        # two results apart by as much as both are off.
+        assert relative_error(pooled, alone.pooler_output) < (1e-6 if len(pooled) > 3 else 3e-6)
 
 
 @generated(40)

@@ -47,7 +47,7 @@ def test_pictures_of_all_kinds(model: Glm4vVisionModel, kind: str) -> None:
     levels, grid = cut_picture(kind, model.config)
     pixels = normalize(repeat_frames(levels, model.config.temporal_patch_size))
     _, truth = run_both(model, pixels, [grid])
-    assert worst_error(model.forward_features(levels, [grid]), truth) < 5e-6
+    assert worst_error(model.forward_features(levels, [grid]), truth) < 3e-6
     half = cast_model(model, torch.bfloat16)
     for given in (levels, pixels.float()):
         pooled = half(given, [grid])
