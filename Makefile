@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test faults check clean
+.PHONY: demo test parity faults check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m jobs.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+parity: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/parity -m ""
 
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/faults tests/jobs/test_embed_clips.py tests/test_documents.py -m ""
