@@ -13,10 +13,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 parity: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/parity -m ""
+	$(BIN)/python -m pytest tests/parity tests/encoder tests/test_documents.py -m ""
 
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/faults tests/jobs/test_embed_clips.py tests/test_documents.py -m ""
+	$(BIN)/python -m pytest tests/faults tests/jobs/test_embed_clips.py -m ""
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

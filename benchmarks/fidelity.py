@@ -34,11 +34,11 @@ from tests.parity.reference import (
     make_reference,
     normalize,
     pooled_cosine,
-    random_model,
     repeat_frames,
     run_reference,
     worst_error,
 )
+from tests.support.towers import random_model
 
 RESULTS = Path(__file__).parent / "results" / "fidelity.json"
 GROUPS = {

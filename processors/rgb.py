@@ -20,8 +20,9 @@ _SIGNED = 2
 def pil_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Converts a Pillow image to 8-bit RGB, transparency on white.
 
-    For all 8-bit modes the levels are the reference's: ``convert("RGBA")``, composited on white,
-    where the image has alpha, a transparent palette entry or a colour key, else ``convert("RGB")``.
+    For 8-bit modes the levels are the reference's: ``convert("RGBA")``, composited on white, where
+    the image has alpha, a transparent palette entry or a colour key, else ``convert("RGB")``. Only
+    of premultiplied ``RGBa``, which no file format is read as, the reference drops the alpha.
     Grey of more than 8 bits, which the reference clips to white, is scaled by the range of its
     sample type. Orientation is the caller's business.
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from encoder import Glm4vVisionConfig, Glm4vVisionModel
+from tests.support.towers import random_model
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 
@@ -39,15 +40,6 @@ def small_config() -> Glm4vVisionConfig:
 @pytest.fixture
 def small_model(small_config: Glm4vVisionConfig) -> Glm4vVisionModel:
     return random_model(small_config)
-
-
-def random_model(config: Glm4vVisionConfig) -> Glm4vVisionModel:
-    """A model none of whose weights is trivial, biases and norms included."""
-    torch.manual_seed(0)
-    model = Glm4vVisionModel(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
 
 
 @pytest.fixture

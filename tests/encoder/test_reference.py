@@ -8,8 +8,7 @@ from transformers.models.glm4v import Glm4vVisionModel as ReferenceModel
 from encoder import Glm4vVisionConfig, Glm4vVisionModel, load_encoder
 from encoder.reference import normalized, reference_features
 from encoder.self_check import max_error
-
-from .conftest import random_model
+from tests.support.towers import random_model
 
 # Of several lengths, two of them equal, one patch of a merge block high, several slices.
 CELLS = [(1, 2, 3), (1, 1, 1), (1, 1, 7), (3, 2, 2), (1, 1, 1), (1, 6, 5)]

@@ -20,8 +20,7 @@ from encoder import (
 from encoder.attention import Segments, attend
 from encoder.positions import rotate
 from encoder.self_check import known_input
-
-from .conftest import random_model
+from tests.support.towers import random_model
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -16,22 +16,13 @@ from torch.overrides import TorchFunctionMode
 from transformers.models.glm4v import Glm4vVisionConfig as ReferenceConfig
 from transformers.models.glm4v import Glm4vVisionModel as ReferenceModel
 
-from encoder import Glm4vVisionConfig, Glm4vVisionModel
+from encoder import Glm4vVisionModel
 
 Grids = Sequence[tuple[int, int, int]]
 Outputs = tuple[torch.Tensor, torch.Tensor]
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=torch.float64).view(3, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=torch.float64).view(3, 1)
-
-
-def random_model(config: Glm4vVisionConfig, seed: int = 0) -> Glm4vVisionModel:
-    """A model none of whose weights is trivial, biases and norms included."""
-    torch.manual_seed(seed)
-    model = Glm4vVisionModel(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
 
 
 def cast_model(model: Glm4vVisionModel, dtype: torch.dtype) -> Glm4vVisionModel:

@@ -14,7 +14,8 @@ from transformers.models.glmga.image_processing_pil_glmga import (
 from encoder import Glm4vVisionConfig
 from processors import GlmgaImageProcessorPil
 from tests.parity.pictures import KINDS, make_picture
-from tests.parity.reference import make_reference, random_model, run_reference, worst_error
+from tests.parity.reference import make_reference, run_reference, worst_error
+from tests.support.towers import random_model
 
 
 @pytest.mark.parametrize(

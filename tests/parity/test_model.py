@@ -18,12 +18,12 @@ from tests.parity.reference import (
     make_levels,
     make_reference,
     normalize,
-    random_model,
     repeat_frames,
     run_both,
     run_reference,
     worst_error,
 )
+from tests.support.towers import random_model
 
 # Two blocks of two heads, and a position table of 4 by 4.
 SMALL = Glm4vVisionConfig(

@@ -1,0 +1,16 @@
+"""Towers to compare with."""
+
+from __future__ import annotations
+
+import torch
+
+from encoder import Glm4vVisionConfig, Glm4vVisionModel
+
+
+def random_model(config: Glm4vVisionConfig, seed: int = 0) -> Glm4vVisionModel:
+    """A model none of whose weights is trivial, biases and norms included."""
+    torch.manual_seed(seed)
+    model = Glm4vVisionModel(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
