@@ -16,7 +16,7 @@ parity: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/parity tests/encoder tests/test_documents.py -m ""
 
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/faults tests/jobs/test_embed_clips.py -m ""
+	$(BIN)/python -m pytest tests/faults tests/jobs -m ""
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

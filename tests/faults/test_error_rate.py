@@ -32,6 +32,7 @@ def mostly_bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.whole
 def test_a_shard_of_nothing_but_bad_items_is_committed_as_such(
     mostly_bad, commands, output_at, tmp_path, score
 ) -> None:

@@ -22,7 +22,7 @@ embed.main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("cpus", [1, 2])
+@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.whole)])
 def test_a_run_of_many_more_shards_than_its_window_comes_to_its_end(
     cpus: int, commands, output_at, tmp_path
 ) -> None:
