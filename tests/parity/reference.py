@@ -25,15 +25,6 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=torch.float64).vi
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=torch.float64).view(3, 1)
 
 
-def cast_model(model: Glm4vVisionModel, dtype: torch.dtype) -> Glm4vVisionModel:
-    """The same weights as `load_encoder` would hold them for another dtype."""
-    cast = Glm4vVisionModel(model.config, device="meta", dtype=dtype)
-    targets = dict(cast.named_parameters())
-    state = {name: tensor.to(targets[name].dtype) for name, tensor in model.state_dict().items()}
-    cast.load_state_dict(state, assign=True)
-    return cast.eval().requires_grad_(False)
-
-
 def make_reference(model: Glm4vVisionModel) -> ReferenceModel:
     """transformers' model, which shares our weights until it is cast."""
     fields = model.config.to_dict()
