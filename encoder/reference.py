@@ -150,8 +150,10 @@ class _Reference:
     def _turns(self, place_S2: torch.Tensor) -> torch.Tensor:
         """What queries and keys are multiplied with, complex [S, R]: rows first, then columns."""
         half = self.config.head_dim // 2
-        exponents = torch.arange(0, half, 2, dtype=self.dtype) / half
-        angles_S2 = place_S2[:, :, None] * self.config.rope_theta**-exponents
+        # Frequencies are float32 by definition: their rounding is part of what a tower learnt.
+        exponents = torch.arange(0, half, 2, dtype=torch.float32) / half
+        frequencies = (1 / self.config.rope_theta**exponents).to(self.dtype)
+        angles_S2 = place_S2[:, :, None] * frequencies
         return torch.polar(torch.ones_like(angles_S2), angles_S2).flatten(1)
 
     def _attention(

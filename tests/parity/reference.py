@@ -2,7 +2,7 @@
 
 The referee is that model in float64. By itself it would stay in float32 for norms, rotary angles
 and the interpolation of positions (of up to 4e-6, more than all our errors), which `_Float64`
-prevents; `plain.py` is what shows that nothing is left of it.
+prevents; `encoder.reference` is what shows that nothing is left of it.
 """
 
 from __future__ import annotations
