@@ -30,7 +30,6 @@ from benchmarks.decoder_process import machine
 from encoder import PRESETS, Glm4vVisionConfig, Glm4vVisionModel, load_encoder
 from tests.parity.pictures import KINDS, PHOTOS, cut_picture
 from tests.parity.reference import (
-    cast_model,
     make_reference,
     normalize,
     pooled_cosine,
@@ -38,7 +37,7 @@ from tests.parity.reference import (
     run_reference,
     worst_error,
 )
-from tests.support.towers import random_model
+from tests.support.towers import cast_model, random_model
 
 RESULTS = Path(__file__).parent / "results" / "fidelity.json"
 GROUPS = {

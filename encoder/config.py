@@ -225,6 +225,8 @@ def _check_architecture(model_type: object) -> None:
 
 def _read_rope_theta(source: Mapping[str, Any]) -> dict[str, Any]:
     parameters = source.get("rope_parameters", {})
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"rope_parameters={parameters!r} is not an object")
     rope_type = parameters.get("rope_type", "axial")
     # transformers reads "default" as "axial" for these towers.
     if rope_type not in ("axial", "default"):

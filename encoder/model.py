@@ -275,9 +275,13 @@ def _read_grids(grid_thw: GridThw, merge_size: int, num_patches: int) -> list[tu
         grid_thw = grid_thw.tolist()
     grids = []
     for index, row in enumerate(grid_thw):
-        if len(row) != 3 or any(size != int(size) or size < 1 for size in row):
+        try:
+            t, h, w = map(int, row)
+            integers = (t, h, w) == tuple(row)
+        except (TypeError, ValueError, OverflowError):
+            integers = False
+        if not (integers and t > 0 and h > 0 and w > 0):
             raise ValueError(f"grid_thw[{index}]={row} is not three positive integers (t, h, w)")
-        t, h, w = map(int, row)
         if h % merge_size or w % merge_size:
             raise ValueError(f"grid_thw[{index}]={row}: h and w must be multiples of {merge_size}")
         grids.append((t, h, w))

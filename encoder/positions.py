@@ -75,6 +75,8 @@ class PositionTables:
             self._num_cached_patches -= oldest[0] * oldest[1]
         return tables
 
+    # Kept, so that a caller's inference mode must not make them unfit for gradients.
+    @torch.inference_mode(False)
     def _make(self, height: int, width: int, device: torch.device) -> GridTables:
         row_S, column_S = patch_coordinates(height, width, self._merge_size)
         angles_SR = torch.cat(

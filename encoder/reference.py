@@ -47,6 +47,7 @@ def reference_features(
     grids: Sequence[Sequence[int]],
     *,
     dtype: torch.dtype = torch.float64,
+    rounded_to: torch.dtype | None = None,
 ) -> EncoderOutput:
     """What `Glm4vVisionModel.forward_features` should give.
 
@@ -59,12 +60,15 @@ def reference_features(
         pixels_NP: Normalised, floating [N, config.patch_dim], items one after the other.
         grids: `(t, h, w)` an item, in patches.
         dtype: What is computed in: float64 or float32.
+        rounded_to: What a model of this dtype would round, in and out of products and after each
+            sum, is rounded so; nothing is where it is None.
 
     Returns:
         Tokens before and after the merger's MLP, [T, O] each, in `dtype`, on the CPU.
     """
     with torch.device("cpu"):  # Whatever the caller's default device.
-        return _Reference(state=state, config=config, dtype=dtype).features(pixels_NP, grids)
+        tower = _Reference(state=state, config=config, dtype=dtype, rounded_to=rounded_to)
+        return tower.features(pixels_NP, grids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,29 +78,37 @@ class _Reference:
     state: Mapping[str, torch.Tensor]
     config: Glm4vVisionConfig
     dtype: torch.dtype
+    rounded_to: torch.dtype | None
 
     def features(self, pixels_NP: torch.Tensor, grids: Sequence[Sequence[int]]) -> EncoderOutput:
         shapes = [(segment.height, segment.width) for segment in segments_of(grids)]
         places = [self._places(*shape) for shape in shapes]
         x_ND = self._norm(self._embed(pixels_NP), "post_conv_layernorm")
-        x_ND = x_ND + torch.cat([self._position(*at) for at in zip(places, shapes, strict=True)])
+        positions = [self._position(*at) for at in zip(places, shapes, strict=True)]
+        x_ND = self._rounded(x_ND + torch.cat(positions))
         turns_NR = torch.cat([self._turns(place_S2) for place_S2 in places])
         lengths = [height * width for height, width in shapes]
         for block in (f"blocks.{i}" for i in range(self.config.depth)):
             normed_ND = self._norm(x_ND, f"{block}.norm1")
-            x_ND = x_ND + self._attention(normed_ND, turns_NR, lengths, f"{block}.attn")
-            x_ND = x_ND + self._mlp(self._norm(x_ND, f"{block}.norm2"), f"{block}.mlp")
+            x_ND = self._rounded(
+                x_ND + self._attention(normed_ND, turns_NR, lengths, f"{block}.attn")
+            )
+            normed_ND = self._norm(x_ND, f"{block}.norm2")
+            x_ND = self._rounded(x_ND + self._mlp(normed_ND, f"{block}.mlp"))
         parts = torch.split(self._norm(x_ND, "post_layernorm"), lengths)
         found = zip(parts, places, shapes, strict=True)
-        x_TO = torch.cat([self._downsample(*segment) for segment in found])
+        x_TO = self._rounded(torch.cat([self._downsample(*segment) for segment in found]))
         return EncoderOutput(last_hidden_state=x_TO, pooler_output=self._merge(x_TO))
 
     def _weight(self, name: str) -> torch.Tensor:
         return self.state[name].detach().to("cpu", self.dtype)
 
+    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.rounded_to is None else x.to(self.rounded_to).to(self.dtype)
+
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         bias = self._weight(f"{name}.bias") if f"{name}.bias" in self.state else None
-        return F.linear(x, self._weight(f"{name}.weight"), bias)
+        return self._rounded(F.linear(self._rounded(x), self._weight(f"{name}.weight"), bias))
 
     def _norm(self, x_ND: torch.Tensor, name: str) -> torch.Tensor:
         mean_square_N1 = x_ND.square().mean(dim=-1, keepdim=True)
@@ -138,8 +150,10 @@ class _Reference:
     def _turns(self, place_S2: torch.Tensor) -> torch.Tensor:
         """What queries and keys are multiplied with, complex [S, R]: rows first, then columns."""
         half = self.config.head_dim // 2
-        exponents = torch.arange(0, half, 2, dtype=self.dtype) / half
-        angles_S2 = place_S2[:, :, None] * self.config.rope_theta**-exponents
+        # Frequencies are float32 by definition: their rounding is part of what a tower learnt.
+        exponents = torch.arange(0, half, 2, dtype=torch.float32) / half
+        frequencies = (1 / self.config.rope_theta**exponents).to(self.dtype)
+        angles_S2 = place_S2[:, :, None] * frequencies
         return torch.polar(torch.ones_like(angles_S2), angles_S2).flatten(1)
 
     def _attention(

@@ -93,7 +93,7 @@ def read_header(fs: Filesystem, path: str) -> Header:
         raise CheckpointError(f"{path}: not safetensors: only {size} bytes")
     (length,) = struct.unpack("<Q", read_range(fs, path, 0, _LENGTH_BYTES))
     data_start = _LENGTH_BYTES + length
-    if length > _MAX_HEADER_BYTES or data_start > size:
+    if not 0 < length <= _MAX_HEADER_BYTES or data_start > size:
         raise CheckpointError(
             f"{path}: corrupt: a header of {length} bytes in a file of {size} bytes"
         )

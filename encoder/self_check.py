@@ -1,6 +1,7 @@
 """Whether a loaded encoder computes what it should, on the device that it is on."""
 
 import math
+from functools import partial
 
 import torch
 
@@ -14,6 +15,9 @@ from encoder.reference import attention, normalized, reference_features
 # 3e-6 and 3e-2 with 24, growing with the root of the depth. Allowed is about four times that.
 _FULL_BOUND = 1e-4
 _HALF_BOUND = 2.5  # Times the dtype's epsilon, times the root of how often it is rounded.
+# Times what rounding alone does to the reference with these weights. Healthy on a CPU, with sharp
+# attention or one large channel, as trained towers may have: 0.6 to 2.6.
+_ROUNDED_BOUND = 4
 # Several tiles of any kernel, equal neighbours, less than a tile, one patch.
 _LENGTHS = [300, 64, 64, 5, 1]
 _QUERIES = 64
@@ -42,15 +46,25 @@ def check_encoder(model: Glm4vVisionModel) -> None:
     # Whatever the caller's default device.
     with torch.inference_mode(), torch.device("cpu"):
         error = _attention_error(example, model.config.head_dim)
-        _hold("attention results are", error, 1, example)
+        _hold("attention results are", error, _bound(example, 1), example)
         levels_NP, grids = known_input(model.config)
         ours = model.forward_features(levels_NP.to(example.device), grids)
         # Float32: float64 would take four times as long to show no more.
-        exact = reference_features(
-            state, model.config, normalized(levels_NP, model.config), grids, dtype=torch.float32
+        plain = partial(
+            reference_features,
+            state,
+            model.config,
+            normalized(levels_NP, model.config),
+            grids,
+            dtype=torch.float32,
         )
-        error = max_error(torch.cat(ours), torch.cat(exact))
-    _hold("tokens are", error, model.config.depth + 3, example)
+        exact = torch.cat(plain())
+        error, bound = max_error(torch.cat(ours), exact), _bound(example, model.config.depth + 3)
+        if error > bound:
+            # Some weights make more of rounding than random ones do.
+            rounded = torch.cat(plain(rounded_to=example.dtype))
+            bound = max(bound, _ROUNDED_BOUND * max_error(rounded, exact))
+    _hold("tokens are", error, bound, example)
 
 
 def known_input(config: Glm4vVisionConfig) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
@@ -99,9 +113,12 @@ def max_error(ours_TO: torch.Tensor, exact_TO: torch.Tensor) -> float:
     return float(((ours_TO - exact_TO).norm(dim=1) / exact_TO.norm(dim=1)).max())
 
 
-def _hold(what: str, error: float, roundings: int, example: torch.Tensor) -> None:
+def _bound(example: torch.Tensor, roundings: int) -> float:
     half = _HALF_BOUND * torch.finfo(example.dtype).eps * math.sqrt(roundings)
-    bound = max(_FULL_BOUND, half)
+    return max(_FULL_BOUND, half)
+
+
+def _hold(what: str, error: float, bound: float, example: torch.Tensor) -> None:
     if not error <= bound:  # NaN is not.
         raise SelfCheckError(
             f"the encoder's {what} off by {error:.2g} of their size on a known input, over the "

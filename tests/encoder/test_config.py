@@ -104,6 +104,7 @@ def test_other_architectures_are_refused_by_name(raw: dict[str, Any]) -> None:
         ({"model_type": "glm4v", "text_config": {}}, "'glm4v' has no vision_config"),
         ({"vision_config": [1]}, r"vision_config=\[1\] is not an object"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
+        ({"rope_parameters": [1]}, r"rope_parameters=\[1\] is not an object"),
         ({"head_dim": 64}, "head_dim=64 is not hidden_size / num_heads=128"),
     ],
 )

@@ -82,3 +82,10 @@ def test_a_grid_past_the_bound_is_still_served(monkeypatch: pytest.MonkeyPatch) 
     tables = make_tables()
     for _ in range(2):
         assert tables.get(8, 8, torch.device("cpu")).cos_SR.shape == (64, 4)
+
+
+def test_tables_made_in_inference_mode_serve_training_later() -> None:
+    tables = PositionTables(head_dim=8, rope_theta=10000.0, grid_size=4, merge_size=2)
+    with torch.inference_mode():
+        tables.get(2, 4, torch.device("cpu"))
+    assert not any(table.is_inference() for table in tables.get(2, 4, torch.device("cpu")))

@@ -69,6 +69,13 @@ def test_a_header_longer_than_the_file_is_not_read(tmp_path: Path, length: int) 
         read_header(LocalFileSystem(), path)
 
 
+def test_an_empty_header_is_not_asked_for(tmp_path: Path) -> None:
+    """An object store has an error of its own for a range of no bytes."""
+    path = write(tmp_path / "x", b"")
+    with pytest.raises(CheckpointError, match="corrupt: a header of 0 bytes in a file of 20 bytes"):
+        read_header(LocalFileSystem(), path)
+
+
 def test_a_header_over_100_mb_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with path.open("wb") as file:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from encoder import (
+    Glm4vVisionConfig,
     Glm4vVisionModel,
     SelfCheckError,
     attention,
@@ -20,9 +21,12 @@ from encoder import (
 from encoder.attention import Segments, attend
 from encoder.positions import rotate
 from encoder.self_check import known_input
-from tests.support.towers import random_model
+from tests.support.towers import cast_model, random_model
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIX_BLOCKS = Glm4vVisionConfig(
+    depth=6, hidden_size=256, num_heads=4, out_hidden_size=256, intermediate_size=512
+)
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=str)
@@ -64,6 +68,37 @@ def test_other_shapes_pass(small_model: Glm4vVisionModel, merge: int, frames: in
     fields = {"spatial_merge_size": merge, "temporal_patch_size": frames}
     config = type(small_model.config)(**(vars(small_model.config) | fields))
     check_encoder(random_model(config))
+
+
+def sharp_attention(tower: Glm4vVisionModel) -> None:
+    for block in tower.blocks:
+        block.attn.qkv.weight[: 2 * tower.config.hidden_size] *= 8**0.5
+
+
+def one_large_channel(tower: Glm4vVisionModel) -> None:
+    tower.blocks[0].mlp.down_proj.weight[7] *= 300
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("trained", [sharp_attention, one_large_channel])
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_that_make_more_of_rounding_pass(
+    trained: Callable[[Glm4vVisionModel], None], dtype: torch.dtype, seed: int
+) -> None:
+    tower = random_model(SIX_BLOCKS, seed)
+    trained(tower)
+    check_encoder(cast_model(tower, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_wrong_attention_is_refused_with_such_weights(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    tower = random_model(SIX_BLOCKS)
+    one_large_channel(tower)
+    monkeypatch.setattr(model, "attend", heads_swapped)
+    with pytest.raises(SelfCheckError, match="tokens are off by"):
+        check_encoder(cast_model(tower, dtype))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -2,7 +2,7 @@
 
 The referee is that model in float64. By itself it would stay in float32 for norms, rotary angles
 and the interpolation of positions (of up to 4e-6, more than all our errors), which `_Float64`
-prevents; `plain.py` is what shows that nothing is left of it.
+prevents; `encoder.reference` is what shows that nothing is left of it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,6 @@ Outputs = tuple[torch.Tensor, torch.Tensor]
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=torch.float64).view(3, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=torch.float64).view(3, 1)
-
-
-def cast_model(model: Glm4vVisionModel, dtype: torch.dtype) -> Glm4vVisionModel:
-    """The same weights as `load_encoder` would hold them for another dtype."""
-    cast = Glm4vVisionModel(model.config, device="meta", dtype=dtype)
-    targets = dict(cast.named_parameters())
-    state = {name: tensor.to(targets[name].dtype) for name, tensor in model.state_dict().items()}
-    cast.load_state_dict(state, assign=True)
-    return cast.eval().requires_grad_(False)
 
 
 def make_reference(model: Glm4vVisionModel) -> ReferenceModel:

@@ -8,7 +8,6 @@ import torch
 from encoder import load_encoder
 from tests.parity.pictures import KINDS, cut_picture
 from tests.parity.reference import (
-    cast_model,
     make_reference,
     normalize,
     pooled_cosine,
@@ -16,6 +15,7 @@ from tests.parity.reference import (
     run_reference,
     worst_error,
 )
+from tests.support.towers import cast_model
 
 
 @pytest.mark.whole

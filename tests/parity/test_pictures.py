@@ -8,14 +8,13 @@ import torch
 from encoder import Glm4vVisionConfig, Glm4vVisionModel, load_encoder
 from tests.parity.pictures import KINDS, cut_picture
 from tests.parity.reference import (
-    cast_model,
     normalize,
     pooled_cosine,
     repeat_frames,
     run_both,
     worst_error,
 )
-from tests.support.towers import random_model
+from tests.support.towers import cast_model, random_model
 
 # Patch, temporal, merge and head size.
 VARIANTS = [(14, 2, 2, 80), (16, 1, 3, 4), (16, 4, 2, 20), (14, 2, 1, 64), (14, 2, 2, 128)]

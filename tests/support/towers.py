@@ -14,3 +14,12 @@ def random_model(config: Glm4vVisionConfig, seed: int = 0) -> Glm4vVisionModel:
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
+
+
+def cast_model(model: Glm4vVisionModel, dtype: torch.dtype) -> Glm4vVisionModel:
+    """The same weights as `load_encoder` would hold them for another dtype."""
+    cast = Glm4vVisionModel(model.config, device="meta", dtype=dtype)
+    targets = dict(cast.named_parameters())
+    state = {name: tensor.to(targets[name].dtype) for name, tensor in model.state_dict().items()}
+    cast.load_state_dict(state, assign=True)
+    return cast.eval().requires_grad_(False)
