@@ -63,6 +63,8 @@ class Glm4vVisionConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name), field.type)
+            if field.type is float:  # 10000 and 10000.0 are one tower, and of one digest.
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act={self.hidden_act!r} is not supported; 'silu' is")
         if self.image_size < self.patch_size:

@@ -24,7 +24,7 @@ from encoder.patch_embed import PatchEmbed
 from encoder.positions import PositionTables, interpolate_positions, rotate
 
 # Products of fewer rows take another kernel of BLAS, whose rounding alone sets a token apart from
-# itself in a larger pack by 1.5e-6. Blocks have a row a patch, four for one token.
+# itself in a larger pack by 1.5e-6. Blocks have a row a patch: four, where 2 x 2 make a token.
 _FEWEST_ROWS = 4
 
 GridThw = torch.Tensor | Sequence[Sequence[int]]

@@ -243,3 +243,8 @@ def test_from_pretrained_says_where_there_is_no_config(tmp_path: Path, place: st
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_whole_number_is_the_same_wavelength() -> None:
+    whole, real = (Glm4vVisionConfig(rope_theta=theta) for theta in (10000, 10000.0))
+    assert json.dumps(whole.to_dict()) == json.dumps(real.to_dict())
