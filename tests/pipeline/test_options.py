@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from encoder import PRESETS, vision_tensors
 from pipeline.config import EmbedConfig
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.identity import fingerprint
 from pipeline.options import ProcessorOptions, processor_options, recorded_options
 from pipeline.processor_files import Brought, brought_options
@@ -314,6 +316,21 @@ def test_a_damaged_file_is_refused_by_name(checkpoint: Write, content: str) -> N
     location = checkpoint()
     (Path(location) / "processor_config.json").write_text(content)
     assert refusal(location).startswith(f"--encoder {location}/processor_config.json")
+
+
+def test_files_that_cannot_be_looked_at_are_not_taken_for_absent(
+    checkpoint: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("503 slow down")
+
+    location = checkpoint(image_processor={"patch_expand_factor": 2})
+    # As of the Hub's file system, and most.
+    monkeypatch.setattr(LocalFileSystem, "exists", AbstractFileSystem.exists)
+    for method in ("info", "_open"):
+        monkeypatch.setattr(LocalFileSystem, method, refuse)
+    with pytest.raises(StorageError, match=f"--encoder {location}: 503 slow down"):
+        brought_options(location)
 
 
 @pytest.mark.parametrize("options", [{"fps": -1}, {"max_frames": "many"}])
