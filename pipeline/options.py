@@ -196,8 +196,9 @@ def _settled(processor: VideoProcessor) -> VideoOptions:
 
 
 def _still_budget(config: EmbedConfig, brought: dict[str, Any], frames: int) -> dict[str, Any]:
-    # The reference's budgets count each frame of a temporal patch; ours count a still's pixels.
-    smallest, largest = _budget(brought, ImageOptions())
+    # The reference's budgets count each frame of a temporal patch; ours count a still's pixels, of
+    # which whole ones are recorded.
+    smallest, largest = (-(-edge // frames) * frames for edge in _budget(brought, ImageOptions()))
     if config.max_pixels is not None:
         largest = config.max_pixels * frames
         smallest = min(smallest, largest)

@@ -409,6 +409,7 @@ def test_no_clip_has_more_pixels(
 # --- what is recorded ---------------------------------------------------------------------------
 
 BUDGETS = st.one_of(st.none(), st.integers(1, 10**8))
+EDGES = st.integers(1, 10**8)
 RATES = {
     "glmga": {"fps": st.floats(0.01, 30), "max_frames": st.integers(1, 4096)},
     "glm46v": {"max_frames": st.integers(1, 4096)},
@@ -431,6 +432,9 @@ def test_what_is_recorded_gives_the_same_options(
     (folder / FLAT["video_processor"]).write_text(
         json.dumps({"video_processor_type": f"{name}VideoProcessor"})
     )
+    edges = sorted(data.draw(st.tuples(EDGES, EDGES)))
+    size = dict(zip(("shortest_edge", "longest_edge"), edges, strict=True))
+    (folder / FLAT["image_processor"]).write_text(json.dumps({"size": size}))
     rates = data.draw(st.fixed_dictionaries({}, optional=RATES[family]))
     animated = data.draw(st.sampled_from(["image", "video"]))
     budgets = {"max_pixels": max_pixels, "video_max_pixels": video_max_pixels}
