@@ -17,9 +17,6 @@ from pipeline.location import join
 from processors import ImageOptions, VideoFamily, VideoOptions, pretrained
 from processors.pretrained import ProcessorFile
 
-FAMILIES: Final = pretrained.FAMILIES
-"""By the name of a processor's class, less what all of them end in."""
-
 # What a run always does as the family does it by default.
 _FIXED: Final = (
     *("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames"),
