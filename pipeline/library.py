@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from encoder import PRESETS, Glm4vVisionConfig, Glm4vVisionModel, load_encoder
+from encoder import PRESETS, Glm4vVisionConfig, Glm4vVisionModel, load_encoder, pin_location
 from encoder import create_glm4v_vision_encoder as create_encoder
 from pipeline.processor_files import read_files
 from processors import (
@@ -64,6 +64,8 @@ def create_complete_glm4v_vision_pipeline(
             f"location={location!r} brings its own configuration: leave out {', '.join(config)}"
         )
     else:
+        if location not in PRESETS:
+            location = pin_location(location)  # Weights and processors are of one commit.
         model = load_encoder(location, device=device, dtype=dtype, seed=seed)
     checkpoint = None if location in PRESETS else location
     return model, *_processors(checkpoint, _sizes(model.config))

@@ -5,24 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from encoder import Glm4vVisionConfig
 from pipeline.config import Animated, EmbedConfig
 from pipeline.errors import UsageError
-from pipeline.processor_files import FAMILIES, Brought
+from pipeline.processor_files import Brought
 from processors import ImageOptions, VideoFamily, VideoOptions, VideoSampling
 from processors.sandbox import MAX_FRAMES
 
 if TYPE_CHECKING:
     from processors.video import VideoProcessor
-
-# What a family's rule goes by; checkpoints also bring what has no effect on it.
-_RATES: Final[dict[VideoFamily, tuple[str, ...]]] = {
-    "glmga": ("fps", "max_frames"),
-    "glm46v": (),
-    "glm4v": ("fps", "max_duration"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +108,7 @@ def _video_options(
     try:
         processor = _video_processor(
             family,
-            _kept(brought, ("patch_expand_factor", *_RATES[family]))
+            _kept(brought, ("patch_expand_factor", "fps", "max_frames", "max_duration"))
             | _kept(vars(config), ("fps", "max_frames"))
             | _clip_budget(config, brought, own)
             | _sizes(shape),
@@ -156,11 +149,9 @@ def recorded_options(semantics: Mapping[str, Any], shape: Glm4vVisionConfig) -> 
 
 
 def _video_processor(family: VideoFamily, options: Mapping[str, Any]) -> VideoProcessor:
-    from processors import video  # noqa: PLC0415 (it takes torch's two seconds)
+    from processors.factories import VIDEO_CLASSES  # noqa: PLC0415 (it takes torch's two seconds)
 
-    name = next(name for name, known in FAMILIES.items() if known == family)
-    processor: VideoProcessor = getattr(video, f"{name}VideoProcessor")(**options)
-    return processor
+    return VIDEO_CLASSES[family](**options)
 
 
 def _most_pixels(options: ImageOptions, frames: int) -> int:
@@ -196,8 +187,9 @@ def _settled(processor: VideoProcessor) -> VideoOptions:
 
 
 def _still_budget(config: EmbedConfig, brought: dict[str, Any], frames: int) -> dict[str, Any]:
-    # The reference's budgets count each frame of a temporal patch; ours count a still's pixels.
-    smallest, largest = _budget(brought, ImageOptions())
+    # The reference's budgets count each frame of a temporal patch; ours count a still's pixels, of
+    # which whole ones are recorded.
+    smallest, largest = (-(-edge // frames) * frames for edge in _budget(brought, ImageOptions()))
     if config.max_pixels is not None:
         largest = config.max_pixels * frames
         smallest = min(smallest, largest)

@@ -40,8 +40,11 @@ class Encoder:
 
 
 def absolute(location: str) -> str:
-    """A location, local or a URL, that means the same in any folder."""
-    return location if "://" in location else os.path.abspath(location)  # noqa: PTH100
+    """One name of a place for all that fsspec takes for it, in whatever folder."""
+    local = location.removeprefix("file://")
+    if "://" in local:
+        return local.rstrip("/")
+    return os.path.abspath(os.path.expanduser(local))  # noqa: PTH100, PTH111 (as fsspec does)
 
 
 def versions_of(tensors: VisionTensors) -> Versions:

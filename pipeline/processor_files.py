@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,9 +16,6 @@ from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.location import join
 from processors import ImageOptions, VideoFamily, VideoOptions, pretrained
 from processors.pretrained import ProcessorFile
-
-FAMILIES: Final = pretrained.FAMILIES
-"""By the name of a processor's class, less what all of them end in."""
 
 # What a run always does as the family does it by default.
 _FIXED: Final = (
@@ -92,8 +89,12 @@ def read_files(checkpoint: str) -> dict[str, bytes]:
     fs, path = fsspec.core.url_to_fs(checkpoint)
     if path.endswith(".safetensors"):
         return {}
-    there = (name for name in pretrained.FILES if fs.exists(join(path, name)))
-    return {name: fs.cat_file(join(path, name)) for name in there}
+    files = {}
+    for name in pretrained.FILES:
+        # `exists` would not do: on some file systems it is False when storage fails.
+        with suppress(FileNotFoundError):
+            files[name] = fs.cat_file(join(path, name))
+    return files
 
 
 def _family(image: ProcessorFile | None, video: ProcessorFile | None) -> VideoFamily:

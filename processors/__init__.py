@@ -22,22 +22,17 @@ if TYPE_CHECKING:
         create_glm4v_video_processor,
         load_processors,
     )
+    from processors.features import ImageFeatures, VideoFeatures
     from processors.frame_patcher import FramePatcher
     from processors.image import (
         Glm4vImageProcessor,
         Glm46VImageProcessor,
         GlmgaImageProcessor,
         GlmgaImageProcessorPil,
-        ImageFeatures,
     )
     from processors.media import Media, MediaInfo, MediaOptions, open_media
     from processors.resize import resize_pil, resize_torch, smart_resize
-    from processors.video import (
-        Glm4vVideoProcessor,
-        Glm46VVideoProcessor,
-        GlmgaVideoProcessor,
-        VideoFeatures,
-    )
+    from processors.video import Glm4vVideoProcessor, Glm46VVideoProcessor, GlmgaVideoProcessor
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -84,11 +79,11 @@ _LAZY = {
     "GlmgaImageProcessor": "processors.image",
     "GlmgaImageProcessorPil": "processors.image",
     "GlmgaVideoProcessor": "processors.video",
-    "ImageFeatures": "processors.image",
+    "ImageFeatures": "processors.features",
     "Media": "processors.media",
     "MediaInfo": "processors.media",
     "MediaOptions": "processors.media",
-    "VideoFeatures": "processors.video",
+    "VideoFeatures": "processors.features",
     "create_glm4v_image_processor": "processors.factories",
     "create_glm4v_video_processor": "processors.factories",
     "load_processors": "processors.factories",

@@ -23,12 +23,12 @@ from processors.video import (
     VideoProcessor,
 )
 
-_IMAGE: Final[dict[VideoFamily, type[GlmgaImageProcessor]]] = {
+_IMAGE_CLASSES: Final[dict[VideoFamily, type[GlmgaImageProcessor]]] = {
     "glmga": GlmgaImageProcessor,
     "glm46v": Glm46VImageProcessor,
     "glm4v": Glm4vImageProcessor,
 }
-_VIDEO: Final[dict[VideoFamily, type[VideoProcessor]]] = {
+VIDEO_CLASSES: Final[dict[VideoFamily, type[VideoProcessor]]] = {
     "glmga": GlmgaVideoProcessor,
     "glm46v": Glm46VVideoProcessor,
     "glm4v": Glm4vVideoProcessor,
@@ -90,10 +90,10 @@ def load_processors(
     if image is None:
         raise ValueError(undescribed("image", location))
     family = image.family or (video and video.family) or "glmga"
-    image_processor = build(_IMAGE[family], family, image, overrides)
+    image_processor = build(_IMAGE_CLASSES[family], family, image, overrides)
     if video is None:
-        cls = _VIDEO[family]
+        cls = VIDEO_CLASSES[family]
         warnings.warn(without_video_file(location, cls), UserWarning, stacklevel=2)
         return image_processor, cls(**overrides)
     family = video.family or family
-    return image_processor, build(_VIDEO[family], family, video, overrides)
+    return image_processor, build(VIDEO_CLASSES[family], family, video, overrides)

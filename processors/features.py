@@ -11,6 +11,7 @@ import torch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from processors.metadata import VideoMetadata
     from processors.options import ImageOptions
 
 
@@ -29,6 +30,37 @@ class Features(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures(Features):
+    """Patches of one or several images; unpacks with ``**`` into a model's arguments.
+
+    Attributes:
+        pixel_values: float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``, image after
+            image.
+        image_grid_thw: int64 ``[images, 3]``, patches over time, height and width.
+    """
+
+    pixel_values: Any
+    image_grid_thw: Any
+
+
+@dataclass(frozen=True, eq=False)
+class VideoFeatures(Features):
+    """Patches of one or several clips; unpacks with ``**`` into a model's arguments.
+
+    Attributes:
+        pixel_values_videos: float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``, clip
+            after clip.
+        video_grid_thw: int64 ``[clips, 3]``, patches over time, height and width.
+        video_metadata: With ``return_metadata``, one a clip, with the ``frames_indices`` that were
+            chosen.
+    """
+
+    pixel_values_videos: Any
+    video_grid_thw: Any
+    video_metadata: list[VideoMetadata] | None = None
 
 
 def parse_device(device: torch.device | str | None) -> torch.device | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 from PIL import Image
 
-from processors.features import Features, normalise, parse_device
+from processors.features import ImageFeatures, normalise, parse_device
 from processors.inputs import flatten_images, to_rgb, warn_of_range
 from processors.options import ImageOptions, TensorKind
 from processors.patches import patchify
@@ -21,20 +20,6 @@ from processors.sampling import VideoFamily
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFeatures(Features):
-    """Patches of one or several images; unpacks with ``**`` into a model's arguments.
-
-    Attributes:
-        pixel_values: float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``, image after
-            image.
-        image_grid_thw: int64 ``[images, 3]``, patches over time, height and width.
-    """
-
-    pixel_values: Any
-    image_grid_thw: Any
 
 
 class _Resize(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 
-from processors.features import Features, normalise, parse_device
+from processors.features import VideoFeatures, normalise, parse_device
 from processors.frame_patcher import FramePatcher, clip_grid
 from processors.inputs import flatten_videos, to_rgb, warn_of_range
 from processors.metadata import VideoMetadata
@@ -31,23 +31,6 @@ from processors.sampling import VideoFamily, VideoSampling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, eq=False)
-class VideoFeatures(Features):
-    """Patches of one or several clips; unpacks with ``**`` into a model's arguments.
-
-    Attributes:
-        pixel_values_videos: float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``, clip
-            after clip.
-        video_grid_thw: int64 ``[clips, 3]``, patches over time, height and width.
-        video_metadata: With ``return_metadata``, one a clip, with the ``frames_indices`` that were
-            chosen.
-    """
-
-    pixel_values_videos: Any
-    video_grid_thw: Any
-    video_metadata: list[VideoMetadata] | None = None
 
 
 class VideoProcessor:
@@ -277,14 +260,7 @@ class Glm46VVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
     That is ``models/glm46v/video_processing_glm46v.py``. Its frame rate goes by the clip's
-    duration, so ``fps`` is refused.
-
-    Args:
-        **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
-            refused.
-
-    Attributes:
-        options: The options in force.
+    duration, so ``fps`` is refused; else it takes what ``GlmgaVideoProcessor`` does.
     """
 
     _family = "glm46v"
@@ -294,14 +270,8 @@ class Glm46VVideoProcessor(VideoProcessor):
 class Glm4vVideoProcessor(VideoProcessor):
     """Video processor whose levels are those of transformers' class of the same name on the CPU.
 
-    That is ``models/glm4v/video_processing_glm4v.py``.
-
-    Args:
-        **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
-            refused.
-
-    Attributes:
-        options: The options in force.
+    That is ``models/glm4v/video_processing_glm4v.py``. It takes what ``GlmgaVideoProcessor``
+    does, and ``max_duration``.
     """
 
     _family = "glm4v"

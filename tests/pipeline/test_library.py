@@ -20,6 +20,7 @@ from processors import (
     GlmgaImageProcessor,
     GlmgaVideoProcessor,
 )
+from tests.support.hub import REPO, FakeHub
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
@@ -92,6 +93,18 @@ def test_a_checkpoint_without_processor_files_has_the_newest_familys() -> None:
         _, images, videos = create_complete_glm4v_vision_pipeline(str(GOLDENS / "checkpoint-glm4v"))
     assert warned[0].filename == __file__
     assert (type(images), type(videos)) == (GlmgaImageProcessor, GlmgaVideoProcessor)
+
+
+def test_weights_and_processors_are_of_one_commit(
+    checkpoint: Path, tmp_path: Path, hub: FakeHub
+) -> None:
+    first = hub.commit("a", checkpoint, "main")
+    later = shutil.copytree(checkpoint, tmp_path / "later")
+    (later / "preprocessor_config.json").write_text("{}")
+    hub.then["main"] = hub.commit("b", later)
+    _, images, _ = create_complete_glm4v_vision_pipeline(f"hf://{REPO}")
+    assert images.options.max_pixels == 40000
+    assert all(first in path for path in hub.paths()[1:])
 
 
 def test_a_location_and_a_configuration_are_one_too_many() -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from encoder import PRESETS, vision_tensors
 from pipeline.config import EmbedConfig
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.identity import fingerprint
 from pipeline.options import ProcessorOptions, processor_options, recorded_options
 from pipeline.processor_files import Brought, brought_options
@@ -316,6 +318,21 @@ def test_a_damaged_file_is_refused_by_name(checkpoint: Write, content: str) -> N
     assert refusal(location).startswith(f"--encoder {location}/processor_config.json")
 
 
+def test_files_that_cannot_be_looked_at_are_not_taken_for_absent(
+    checkpoint: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("503 slow down")
+
+    location = checkpoint(image_processor={"patch_expand_factor": 2})
+    # As of the Hub's file system, and most.
+    monkeypatch.setattr(LocalFileSystem, "exists", AbstractFileSystem.exists)
+    for method in ("info", "_open"):
+        monkeypatch.setattr(LocalFileSystem, method, refuse)
+    with pytest.raises(StorageError, match=f"--encoder {location}: 503 slow down"):
+        brought_options(location)
+
+
 @pytest.mark.parametrize("options", [{"fps": -1}, {"max_frames": "many"}])
 def test_an_option_that_cannot_be_is_refused(checkpoint: Write, options: dict[str, Any]) -> None:
     assert "clips are sampled as by glmga: " in refusal(checkpoint(video_processor=options))
@@ -392,6 +409,7 @@ def test_no_clip_has_more_pixels(
 # --- what is recorded ---------------------------------------------------------------------------
 
 BUDGETS = st.one_of(st.none(), st.integers(1, 10**8))
+EDGES = st.integers(1, 10**8)
 RATES = {
     "glmga": {"fps": st.floats(0.01, 30), "max_frames": st.integers(1, 4096)},
     "glm46v": {"max_frames": st.integers(1, 4096)},
@@ -414,6 +432,9 @@ def test_what_is_recorded_gives_the_same_options(
     (folder / FLAT["video_processor"]).write_text(
         json.dumps({"video_processor_type": f"{name}VideoProcessor"})
     )
+    edges = sorted(data.draw(st.tuples(EDGES, EDGES)))
+    size = dict(zip(("shortest_edge", "longest_edge"), edges, strict=True))
+    (folder / FLAT["image_processor"]).write_text(json.dumps({"size": size}))
     rates = data.draw(st.fixed_dictionaries({}, optional=RATES[family]))
     animated = data.draw(st.sampled_from(["image", "video"]))
     budgets = {"max_pixels": max_pixels, "video_max_pixels": video_max_pixels}

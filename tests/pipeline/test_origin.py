@@ -151,9 +151,22 @@ def test_another_name_of_the_same_place_is_the_same_place(
     begun: Begun, digested: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(begun.checkpoint.parent)
-    assert begun.resume("checkpoint") == begun.what
-    assert begun.resume("./checkpoint/") == begun.what
+    monkeypatch.setenv("HOME", str(begun.checkpoint.parent))
+    place = begun.checkpoint
+    for name in ("checkpoint", "./checkpoint/", "~/checkpoint", f"file://{place}", f"{place}/"):
+        assert begun.resume(name) == begun.what
     assert digested == []
+
+
+@pytest.mark.parametrize("name", ["~/checkpoint", "file://{home}/checkpoint/"])
+def test_a_folder_is_found_again_however_it_was_named(
+    tmp_path: Path, goldens: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(goldens / "checkpoint-glm46v", tmp_path / "checkpoint")
+    begun = Begun(tmp_path, name.format(home=tmp_path))
+    shutil.rmtree(tmp_path / "checkpoint")
+    assert begun.resume(str(tmp_path / "checkpoint")) == begun.what
 
 
 def test_another_place_is_read(begun: Begun, digested: list[str]) -> None:
@@ -204,6 +217,7 @@ def test_on_s3_it_is_the_etag_that_counts(
     assert digested == [s3_media]
     fs.rm(s3_media, recursive=True)
     assert begun.resume() == begun.what
+    assert begun.resume(f"{s3_media}/") == begun.what
 
 
 def test_a_branch_of_the_hub_stays_the_commit_that_it_was(
