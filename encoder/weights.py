@@ -171,10 +171,10 @@ def _find_in_folder(
     fs: Filesystem, path: str, config: Glm4vVisionConfig, location: str
 ) -> dict[str, TensorEntry]:
     """Returns the tower's tensors by bare name; of a sharded model, opens only their shards."""
-    if fs.exists(f"{path}/model.safetensors"):
+    if _is_there(fs, f"{path}/model.safetensors"):
         entries = read_header(fs, f"{path}/model.safetensors").entries
         return _check_tower(entries, entries, config, location)
-    if not fs.exists(f"{path}/model.safetensors.index.json"):
+    if not _is_there(fs, f"{path}/model.safetensors.index.json"):
         if any(str(name).endswith(_PICKLE_SUFFIXES) for name in fs.ls(path, detail=False)):
             raise CheckpointError(f"{location}: {_PICKLE_REFUSED}")
         raise CheckpointError(
@@ -193,6 +193,15 @@ def _find_in_folder(
         if shard_of.get(name) == shard
     }
     return _check_tower(shard_of, entries, config, location)
+
+
+def _is_there(fs: Filesystem, path: str) -> bool:
+    # Not fs.exists, which on some filesystems is False when storage fails.
+    try:
+        fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _read_index(fs: Filesystem, path: str, location: str) -> dict[str, str]:

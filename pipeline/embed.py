@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
+from pipeline import layout
 from pipeline.cluster import choose_device, in_cluster, ray_running
 from pipeline.commit import recover
 from pipeline.config import EmbedConfig, slice_of
 from pipeline.errors import StorageError, UsageError
 from pipeline.identity import Identity, identity
 from pipeline.known import PlanReport
+from pipeline.location import join
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
+from pipeline.origin import Encoder
 from pipeline.plan import check_layout, plan_next
-from pipeline.record import check_resumable, keep, keeps, record, recorded
+from pipeline.record import check_resumable, record, recorded
 from pipeline.shard_size import check_shard_size, default_shard_rows
 from pipeline.storage import output_root, storage_for
 from pipeline.summary import Summary
+from pipeline.tower import find_damage, keep
 
 
 def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summary:
@@ -38,8 +43,7 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
     config = replace(config, output=output_root(config.output))
 
     def prepare() -> tuple[Identity, list[Generation]]:
-        run = recorded(config.output)
-        kept = run.encoder if run is not None and keeps(config.output, run.encoder) else None
+        kept = _kept(config.output)
         what = identity(config, choose_device(config.device), kept)
         begun = check_resumable(config.output, what.semantics)
         existing, default = generations(config.output), default_shard_rows(what)
@@ -47,10 +51,10 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
         report, planned = _plan(config, default)
         check_shard_size(planned[0].shard_rows, what)  # Another driver may have planned it.
         on_plan(report)
-        if begun:
-            keep(config.output, what.encoder)
-        else:
+        if not begun:
             record(config, what)
+        elif kept is None:
+            keep(config.output, what.encoder)
         return what, planned
 
     return embed_open(config, prepare)
@@ -82,6 +86,19 @@ def embed_open(
             drive(config, what, shards, planned[0], summary)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _kept(output: str) -> Encoder | None:
+    """The encoder that an output was begun with, if it keeps all that is needed of it."""
+    run = recorded(output)
+    if run is None:
+        return None
+    damage = find_damage(output, run.encoder)
+    if damage is None:
+        return run.encoder
+    name = join(output, layout.encoder(run.encoder.digest))
+    print(f"patchflow: {name} {damage}: --encoder is read again", file=sys.stderr)
+    return None
 
 
 def _plan(config: EmbedConfig, default_rows: int) -> tuple[PlanReport, list[Generation]]:

@@ -19,7 +19,8 @@ from processors import pretrained
 Versions = Mapping[str, str | None]
 """By a file's name, what another file of that name would not have; None where there is none."""
 
-_FILE_NAMES: Final = ("config.json", "model.safetensors.index.json", *pretrained.FILES)
+_WHOLE: Final = "model.safetensors"  # Read before any shards.
+_FILE_NAMES: Final = ("config.json", _WHOLE, f"{_WHOLE}.index.json", *pretrained.FILES)
 # What the file systems of fsspec tell of a file's content, in the order of preference.
 _MARKS: Final = ("ETag", "etag", "md5Hash", "mtime", "LastModified")
 
@@ -70,7 +71,8 @@ def has_changed(encoder: Encoder, output: str) -> bool:
     except Exception as error:  # Every file system of fsspec's has exceptions of its own.
         reason = f"cannot be looked at ({' '.join(str(error).split()) or type(error).__name__})"
     else:
-        if all(mark is not None for name, mark in now.items() if name.endswith(".safetensors")):
+        weights = [n for n, was in encoder.versions.items() if was and n.endswith(".safetensors")]
+        if now.get(_WHOLE) or all(now[name] for name in weights):
             return now != encoder.versions
         reason = "is gone"
     print(

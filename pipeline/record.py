@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from encoder import Glm4vVisionConfig, checkpoint_digest, vision_tensors, write_vision_tower
+from encoder import Glm4vVisionConfig
 from pipeline import layout
 from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
 from pipeline.errors import StorageError, UsageError
@@ -17,9 +15,10 @@ from pipeline.identity import Identity, fingerprint, identity_of
 from pipeline.location import join
 from pipeline.options import recorded_options
 from pipeline.origin import Encoder
-from pipeline.processor_files import Brought, reading
+from pipeline.processor_files import Brought
 from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
+from pipeline.tower import find_damage, keep
 
 SCHEMA_VERSION = 4
 
@@ -120,34 +119,11 @@ def check_resumable(output: str, semantics: dict[str, Any]) -> bool:
     return True
 
 
-def keeps(output: str, encoder: Encoder) -> bool:
-    """Whether an output has all that is needed of its encoder."""
-    place = join(output, layout.encoder(encoder.digest))
-    return encoder.random or storage_for(output).stat(place) is not None
-
-
-def keep(output: str, encoder: Encoder) -> None:
-    """Copies a checkpoint's vision tower into an output, unless it is there.
-
-    Raises:
-        UsageError: The checkpoint is no such encoder any more.
-        StorageError: Storage failed.
-    """
-    if keeps(output, encoder):
-        return
-    with tempfile.TemporaryDirectory(prefix="patchflow-encoder-") as folder:
-        tower = Path(folder) / "tower.safetensors"
-        with tower.open("wb") as file, reading(encoder.location):
-            write_vision_tower(vision_tensors(encoder.location), file)
-        if checkpoint_digest(vision_tensors(str(tower))) != encoder.digest:
-            raise UsageError(f"--encoder {encoder.location} was changed while it was read")
-        storage_for(output).upload(join(output, layout.encoder(encoder.digest)), str(tower))
-
-
 def record(config: EmbedConfig, identity: Identity) -> None:
     """Writes `run.json`, and before it the vision tower of a checkpoint."""
     encoder, storage = identity.encoder, storage_for(config.output)
-    keep(config.output, encoder)
+    if find_damage(config.output, encoder):  # Another driver may be keeping it.
+        keep(config.output, encoder)
     run = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint(identity.semantics),

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from tenacity import retry as attempt
 from tenacity import retry_if_exception_type, stop_after_attempt
 
+from pipeline import layout
 from pipeline.ahead import ahead
 from pipeline.cluster import choose_device
 from pipeline.config import RetryConfig
@@ -29,6 +30,7 @@ from pipeline.states import failures, newest_of
 from pipeline.status import marked, planned
 from pipeline.storage import output_root, storage_for
 from pipeline.summary import Summary
+from pipeline.tower import find_damage
 
 
 @dataclass
@@ -62,6 +64,11 @@ def retry(config: RetryConfig, *, on_plan: Callable[[RetryReport], None]) -> Sum
     if run is None:
         on_plan(RetryReport())
         return None
+    if damage := find_damage(output, run.encoder):
+        raise StorageError(
+            f"{join(output, layout.encoder(run.encoder.digest))} {damage}; `embed` with the same "
+            "--encoder makes it again"
+        )
     recipe = run.embed_config(config, output)
 
     def prepare() -> tuple[Identity, list[Generation]]:

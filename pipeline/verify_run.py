@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 from typing import BinaryIO, cast
 
-from encoder import (
-    checkpoint_digest,
-    preset_digest,
-    vision_tensors,
-    write_vision_tower,
-)
+from encoder import preset_digest, vision_tensors, write_vision_tower
 from pipeline import layout
-from pipeline.errors import PatchflowError, UsageError
+from pipeline.errors import PatchflowError
 from pipeline.identity import fingerprint
 from pipeline.location import DIGEST_BYTES, file_digest, join
 from pipeline.processor_files import reading
 from pipeline.record import Recorded, recorded
 from pipeline.storage import storage_for
+from pipeline.tower import find_damage
 
 
 def check_run(output: str, breaches: list[str], *, begun: bool) -> Recorded | None:
@@ -37,7 +33,7 @@ def check_run(output: str, breaches: list[str], *, begun: bool) -> Recorded | No
     if run.encoder.random:
         if name != preset_digest(run.encoder.config, run.seed or 0):
             breaches.append(f"{layout.RUN}: its seed does not make its encoder")
-    elif reason := _damage(join(output, layout.encoder(name)), name):
+    elif reason := find_damage(output, run.encoder) or _difference(output, name):
         breaches.append(f"{layout.encoder(name)} {reason}")
     return run
 
@@ -52,19 +48,11 @@ class _Hash:
         self.hash.update(data)
 
 
-def _damage(tower: str, digest: str) -> str | None:
-    """What is wrong with a kept tower: it must be, byte for byte, what `record` wrote."""
-    if storage_for(tower).stat(tower) is None:
-        return "is missing"
-    try:
-        with reading(tower):
-            tensors = vision_tensors(tower)
-            if checkpoint_digest(tensors) != digest:
-                return "is not the encoder that was recorded"
-            expected = _Hash()
-            write_vision_tower(tensors, cast(BinaryIO, expected))
-            with storage_for(tower).open(tower) as file:
-                same = file_digest(file) == expected.hash.hexdigest()
-    except UsageError as error:
-        return f"is damaged: {error}"
+def _difference(output: str, digest: str) -> str | None:
+    """Whether a sound tower is not, byte for byte, what `tower.keep` wrote."""
+    tower, expected = join(output, layout.encoder(digest)), _Hash()
+    with reading(tower):
+        write_vision_tower(vision_tensors(tower), cast(BinaryIO, expected))
+        with storage_for(tower).open(tower) as file:
+            same = file_digest(file) == expected.hash.hexdigest()
     return None if same else "is not as it was kept"

@@ -13,10 +13,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import pipeline.identity
-from pipeline.config import EmbedConfig
-from pipeline.errors import UsageError
+from pipeline.config import EmbedConfig, RetryConfig
+from pipeline.embed import _kept
+from pipeline.errors import StorageError, UsageError
 from pipeline.identity import Identity, identity
-from pipeline.record import keep, keeps, record, recorded
+from pipeline.plan import plan_next
+from pipeline.record import record
+from pipeline.retry import retry
+from pipeline.tower import keep
 from tests.support.hub import REPO, FakeHub
 
 
@@ -31,11 +35,10 @@ class Begun:
 
     def resume(self, encoder: str | None = None, **options: object) -> Identity:
         config = self._config(encoder or str(self.checkpoint), **options)
-        run = recorded(config.output)
-        assert run is not None
-        kept = run.encoder if keeps(config.output, run.encoder) else None
+        kept = _kept(config.output)
         what = identity(config, "cpu", kept)
-        keep(config.output, what.encoder)
+        if kept is None:
+            keep(config.output, what.encoder)
         return what
 
     def _config(self, encoder: str, **options: object) -> EmbedConfig:
@@ -83,6 +86,18 @@ def test_an_original_that_is_gone_is_not_needed(begun: Begun, capsys) -> None:
     )
 
 
+def test_an_original_in_one_file_that_is_gone_is_not_needed(tmp_path: Path, goldens: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(goldens / "checkpoint-glm46v", whole, ignore=shutil.ignore_patterns("model*"))
+    shards = (goldens / "checkpoint-glm46v").glob("*.safetensors")
+    save_file(
+        {n: t for path in shards for n, t in load_file(path).items()}, whole / "model.safetensors"
+    )
+    begun = Begun(tmp_path, whole)
+    shutil.rmtree(whole)
+    assert begun.resume() == begun.what
+
+
 def test_weights_that_are_gone_beside_their_config_are_not_needed(begun: Begun) -> None:
     next(begun.checkpoint.glob("*.safetensors")).unlink()
     assert begun.resume() == begun.what
@@ -91,10 +106,15 @@ def test_weights_that_are_gone_beside_their_config_are_not_needed(begun: Begun) 
 def test_storage_that_answers_no_more_is_not_needed(
     begun: Begun, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "no\nsuch luck")
+    local = fsspec.implementations.local.LocalFileSystem
+    look = local.info
 
-    monkeypatch.setattr(fsspec.implementations.local.LocalFileSystem, "info", refuse)
+    def refuse(self: object, path: str, **options: object) -> object:
+        if begun.checkpoint.name in path:
+            raise PermissionError(13, "no\nsuch luck")
+        return look(self, path, **options)
+
+    monkeypatch.setattr(local, "info", refuse)
     capsys.readouterr()
     assert begun.resume() == begun.what
     assert "cannot be looked at ([Errno 13] no such luck): going on" in capsys.readouterr().err
@@ -177,11 +197,51 @@ def test_another_place_is_read(begun: Begun, digested: list[str]) -> None:
         begun.resume(str(moved.with_name("nowhere")))
 
 
-def test_a_copy_that_is_lost_is_made_again(begun: Begun) -> None:
+def lose(tower: Path) -> str:
+    tower.unlink()
+    return "is missing"
+
+
+def truncate(tower: Path) -> str:
+    os.truncate(tower, 1000)
+    return "is damaged: "
+
+
+def flip_a_bit(tower: Path) -> str:
+    content = bytearray(tower.read_bytes())
+    content[-1000] ^= 1
+    tower.write_bytes(content)
+    return "is not the encoder that was recorded"
+
+
+@pytest.mark.parametrize("damage", [lose, truncate, flip_a_bit])
+def test_a_copy_that_is_damaged_is_made_again(
+    begun: Begun, damage: Callable[[Path], str], capsys
+) -> None:
     content = begun.tower.read_bytes()
-    begun.tower.unlink()
-    begun.resume()
+    told = damage(begun.tower)
+    capsys.readouterr()
+    assert begun.resume() == begun.what
+    assert capsys.readouterr().err.startswith(f"patchflow: {begun.tower} {told}")
     assert begun.tower.read_bytes() == content
+
+
+def test_a_retry_on_a_damaged_copy_says_what_makes_it_again(begun: Begun, goldens: Path) -> None:
+    planned = EmbedConfig(output=str(begun.output), inputs=(str(goldens / "image0.png"),))
+    plan_next(planned, planned.output, 1)
+    flip_a_bit(begun.tower)
+    with pytest.raises(StorageError, match="is not the encoder that was recorded; `embed` with"):
+        retry(RetryConfig(output=planned.output), on_plan=lambda _: None)
+
+
+def test_shards_in_place_of_which_there_is_one_file_have_changed(begun: Begun) -> None:
+    tensors = {}
+    for path in begun.checkpoint.glob("*.safetensors"):
+        tensors |= load_file(path)
+        path.unlink()
+    save_file({n: t + 1 for n, t in tensors.items()}, begun.checkpoint / "model.safetensors")
+    digest = begun.resume().semantics["encoder_digest"]
+    assert digest != begun.what.semantics["encoder_digest"]
 
 
 def test_without_copy_and_original_there_is_nothing_to_go_on_with(begun: Begun) -> None:
