@@ -76,7 +76,9 @@ def random_encoder(
 
 def _check_dtype(dtype: torch.dtype) -> None:
     if dtype not in _TORCH_DTYPES.values():
-        raise ValueError(f"dtype={dtype} is not supported; float32, bfloat16 and float16 are")
+        raise ValueError(
+            f"dtype={dtype!r} is not supported; torch.float32, torch.bfloat16, torch.float16 are"
+        )
 
 
 def _open(location: str) -> VisionTensors:
