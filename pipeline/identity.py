@@ -8,6 +8,7 @@ from typing import Any
 
 from encoder import PRESETS, checkpoint_digest, pin_location, preset_digest, vision_tensors
 from pipeline.config import ComputeDevice, ComputeDtype, EmbedConfig
+from pipeline.errors import UsageError
 from pipeline.location import digest
 from pipeline.options import ProcessorOptions, processor_options
 from pipeline.origin import Encoder, absolute, has_changed, versions_of
@@ -15,6 +16,7 @@ from pipeline.processor_files import brought_options, reading
 
 # Raised whenever the same configuration gives other vectors than it did.
 SEMANTICS_VERSION = 2
+_CHANNELS = 3
 
 
 def _identify(config: EmbedConfig, begun: Encoder | None) -> Encoder:
@@ -37,6 +39,11 @@ def _identify(config: EmbedConfig, begun: Encoder | None) -> Encoder:
     with reading(asked):
         location = pin_location(asked)
         tensors = vision_tensors(location)
+        if tensors.config.in_channels != _CHANNELS:
+            raise UsageError(
+                f"--encoder {asked}: its pictures have {tensors.config.in_channels} channels; "
+                f"those that are embedded have {_CHANNELS}"
+            )
         versions = versions_of(tensors)  # Before the reading: what changes under it is noticed.
         name = checkpoint_digest(tensors)
     return Encoder(

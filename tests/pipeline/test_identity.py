@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
-from encoder import checkpoint_digest, vision_tensors
+from encoder import PRESETS, Glm4vVisionModel, checkpoint_digest, vision_tensors
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.errors import PatchflowError, UsageError
 from pipeline.identity import Identity, identity
@@ -159,6 +161,14 @@ def test_an_encoder_that_is_none_is_refused_by_name(tmp_path: Path, name: str) -
     with pytest.raises(UsageError, match=name) as caught:
         identity(config(tmp_path / "out", encoder=name), "cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_a_tower_of_other_than_coloured_pictures_is_refused(tmp_path: Path) -> None:
+    tower = Glm4vVisionModel(dataclasses.replace(PRESETS["tiny"], in_channels=1))
+    save_file(tower.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(tower.config.to_dict()))
+    with pytest.raises(UsageError, match="pictures have 1 channels; those that are embedded have"):
+        identity(config(tmp_path / "out", encoder=str(tmp_path)), "cpu")
 
 
 def test_a_misspelt_preset_is_told_the_names(tmp_path: Path) -> None:
