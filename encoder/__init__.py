@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from encoder.config import PRESETS, Glm4vVisionConfig
 
 if TYPE_CHECKING:
-    from encoder.attention import Segments
     from encoder.costs import forward_flop, weight_bytes
     from encoder.factories import create_glm4v_vision_encoder
     from encoder.hub import pin_location
     from encoder.load import load_encoder
     from encoder.model import EncoderOutput, Glm4vVisionModel
-    from encoder.packing import Segment, capacity, cu_seqlens, fill_ratio, plan_packs, segments_of
+    from encoder.packing import Segment, capacity, fill_ratio, plan_packs, segments_of
     from encoder.presets import preset_digest, random_tensors
     from encoder.safetensors_file import CheckpointError
     from encoder.self_check import SelfCheckError, check_encoder
@@ -40,14 +39,12 @@ __all__ = [
     "Glm4vVisionModel",
     "GlmgaConfig",
     "Segment",
-    "Segments",
     "SelfCheckError",
     "VisionTensors",
     "capacity",
     "check_encoder",
     "checkpoint_digest",
     "create_glm4v_vision_encoder",
-    "cu_seqlens",
     "fill_ratio",
     "forward_flop",
     "load_encoder",
@@ -69,14 +66,12 @@ _HOME = {
     "Glm4vVisionModel": "model",
     "GlmgaConfig": "whole_config",
     "Segment": "packing",
-    "Segments": "attention",
     "SelfCheckError": "self_check",
     "VisionTensors": "weights",
     "capacity": "packing",
     "check_encoder": "self_check",
     "checkpoint_digest": "weights",
     "create_glm4v_vision_encoder": "factories",
-    "cu_seqlens": "packing",
     "fill_ratio": "packing",
     "forward_flop": "costs",
     "load_encoder": "load",

@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from encoder.config_file import read_config_file
+from encoder.describe import describe
 
 ARCHITECTURES = ("glm4v", "glm4v_moe", "glm46v", "glmga")
 _ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
 # Head counts that an error proposes; the default's width has 16, others over 50.
 _MAX_PROPOSED = 8
+# Far over any tower's; counting shapes or heads with more would take all memory, or for ever.
+_LARGEST = {"depth": 1000, "hidden_size": 2**20}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,11 @@ class Glm4vVisionConfig:
             _check_type(field.name, getattr(self, field.name), field.type)
             if field.type is float:  # 10000 and 10000.0 are one tower, and of one digest.
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
+        for name, largest in _LARGEST.items():
+            if getattr(self, name) > largest:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is over {largest}, the most supported"
+                )
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act={self.hidden_act!r} is not supported; 'silu' is")
         if self.image_size < self.patch_size:
@@ -159,15 +167,21 @@ class Glm4vVisionConfig:
             config: The parsed JSON.
 
         Raises:
-            ValueError: Another architecture, named in the message, or a value out of range.
+            ValueError: Not a mapping, another architecture, named in the message, or a value out
+                of range.
         """
+        if not isinstance(config, Mapping):
+            raise ValueError(
+                f"config={describe(config)} is not an object; from_dict takes the parsed "
+                "config.json, from_pretrained its folder"
+            )
         vision = config.get("vision_config")
         if vision is None and ("text_config" in config or "architectures" in config):
             raise ValueError(f"model_type {config.get('model_type')!r} has no vision_config")
         for part in (vision, config):
             if part is not None:
                 if not isinstance(part, Mapping):
-                    raise ValueError(f"vision_config={part!r} is not an object")
+                    raise ValueError(f"vision_config={describe(part)} is not an object")
                 _check_architecture(part.get("model_type"))
         given = config if vision is None else vision
         source = {name: value for name, value in given.items() if value is not None}

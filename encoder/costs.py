@@ -1,11 +1,16 @@
 """What a tower costs, counted from its shapes: operations and bytes. Pure arithmetic, no torch."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from encoder.config import Glm4vVisionConfig
-from encoder.packing import segments_of
+from encoder.grids import read_grids
+
+if TYPE_CHECKING:
+    import torch
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Parts whose weights stay in float32 whatever the dtype: see `Glm4vVisionModel`.
@@ -28,7 +33,8 @@ def forward_flop(config: Glm4vVisionConfig, grid_thw: Iterable[Sequence[int]]) -
         grid_thw: `(t, h, w)` an item, in patches before merging.
 
     Raises:
-        ValueError: A grid's sides are no multiples of `spatial_merge_size`.
+        ValueError: A row is not three positive integers, or its sides are no multiples of
+            `spatial_merge_size`.
     """
     dim, out = config.hidden_size, config.out_hidden_size
     block = config.spatial_merge_size**2
@@ -36,21 +42,17 @@ def forward_flop(config: Glm4vVisionConfig, grid_thw: Iterable[Sequence[int]]) -
     a_patch = config.patch_dim * dim + config.depth * (4 * dim**2 + 3 * dim * out)
     a_token = block * dim * out + out**2 + 3 * out * config.intermediate_size
     multiply_adds = 0
-    for segment in segments_of(grid_thw):
-        if segment.height % config.spatial_merge_size or segment.width % config.spatial_merge_size:
-            raise ValueError(
-                f"a grid of {segment.height} by {segment.width} patches: both must be multiples "
-                f"of spatial_merge_size={config.spatial_merge_size}"
-            )
-        patches = segment.num_patches
+    for t, h, w in read_grids(grid_thw, config.spatial_merge_size):
+        patches = h * w
         # Every patch meets every other twice: as a key, and as a value.
         attention = config.depth * 2 * patches**2 * dim
-        multiply_adds += patches * a_patch + attention + patches // block * a_token
+        multiply_adds += t * (patches * a_patch + attention + patches // block * a_token)
     return 2 * multiply_adds
 
 
 def weight_bytes(
-    config: Glm4vVisionConfig, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    config: Glm4vVisionConfig,
+    dtype: Literal["float32", "bfloat16", "float16"] | torch.dtype = "float32",
 ) -> int:
     """Counts the bytes of a tower's weights as `load_encoder` holds them.
 
@@ -61,16 +63,17 @@ def weight_bytes(
 
     Args:
         config: The tower's shape.
-        dtype: Of the matrix products.
+        dtype: Of the matrix products; by name, or as `load_encoder` takes it.
 
     Raises:
         ValueError: Another dtype.
     """
-    if dtype not in _BYTES:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _BYTES:
         raise ValueError(f"dtype={dtype!r} is none of {', '.join(_BYTES)}")
     return sum(
-        math.prod(shape) * (4 if _stays_float32(name) else _BYTES[dtype])
-        for name, shape in config.tensor_shapes().items()
+        math.prod(shape) * (4 if _stays_float32(tensor) else _BYTES[name])
+        for tensor, shape in config.tensor_shapes().items()
     )
 
 

@@ -1,5 +1,6 @@
 """A model with its weights, from a checkpoint or a preset."""
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -18,7 +19,7 @@ _Piece = tuple[str, int, torch.Tensor]
 
 
 def load_encoder(
-    location: str,
+    location: str | os.PathLike[str],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -33,7 +34,8 @@ def load_encoder(
     Args:
         location: A preset's name (`tiny`, `small`, `medium`, `large`: random weights), a folder
             or a `.safetensors` file, local or a URL that fsspec knows (`s3://bucket/model`,
-            `hf://org/name[@revision]`). For a folder that is called like a preset, write `./tiny`.
+            `hf://org/name[@revision]`). For a folder that is called like a preset, write `./tiny`,
+            or pass a `Path`, which is never a preset's name.
         device: Where the weights go.
         dtype: Of the matrix products: float32, bfloat16 or float16.
         seed: Of a preset's random weights; a checkpoint has no use for it.
@@ -41,9 +43,9 @@ def load_encoder(
     Raises:
         CheckpointError: The checkpoint cannot be used.
         Exception: Storage's own, where it fails.
-        ValueError: The dtype or the seed is none of those.
+        ValueError: The location, the dtype or the seed is none of those.
     """
-    if location in PRESETS:
+    if isinstance(location, str) and location in PRESETS:
         return random_encoder(PRESETS[location], device=device, dtype=dtype, seed=seed)
     _check_dtype(dtype)
     found = _open(location)
@@ -81,11 +83,11 @@ def _check_dtype(dtype: torch.dtype) -> None:
         )
 
 
-def _open(location: str) -> VisionTensors:
+def _open(location: str | os.PathLike[str]) -> VisionTensors:
     try:
         return vision_tensors(location)
     except CheckpointError as error:
-        if "/" in location:
+        if not isinstance(location, str) or "/" in location:
             raise
         raise CheckpointError(f"{error} (nor is it a preset: {', '.join(PRESETS)})") from error
 

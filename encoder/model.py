@@ -19,6 +19,8 @@ from torch import nn
 
 from encoder.attention import Segments, attend
 from encoder.config import Glm4vVisionConfig
+from encoder.describe import describe
+from encoder.grids import read_grids
 from encoder.packing import segments_of
 from encoder.patch_embed import PatchEmbed
 from encoder.positions import PositionTables, interpolate_positions, rotate
@@ -161,6 +163,9 @@ class Glm4vVisionModel(nn.Module):
         config: The tower's shape.
         device: Where parameters are made.
         dtype: Of the matrix products in blocks, downsampling and merger, and of the results.
+
+    Raises:
+        ValueError: The config is another class's, or a mapping.
     """
 
     def __init__(
@@ -170,6 +175,11 @@ class Glm4vVisionModel(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        if not isinstance(config, Glm4vVisionConfig):
+            raise ValueError(
+                f"config={describe(config)} is not a Glm4vVisionConfig: pass a whole model's "
+                "vision_config, or what Glm4vVisionConfig.from_dict makes of a mapping"
+            )
         super().__init__()
         self.config = config
         dim, eps = config.hidden_size, config.rms_norm_eps
@@ -195,6 +205,9 @@ class Glm4vVisionModel(nn.Module):
     def forward(self, pixel_values: PixelValues, grid_thw: GridThw) -> torch.Tensor:
         """Encodes a pack of patches.
 
+        Values are not looked at, which on a GPU would wait for them: NaN or infinity in a patch
+        makes NaN of the tokens of its still or slice, and of no others. The processors refuse it.
+
         Args:
             pixel_values: [num_patches, values], items one after the other, one of
                 floating, C * T * P * P values: normalised, as transformers' `pixel_values`;
@@ -203,8 +216,8 @@ class Glm4vVisionModel(nn.Module):
                 Values run over channel, frame, row, column; patches over frames, then in
                 merge-block order. Several such tensors, one after the other, where a pack
                 mixes kinds.
-            grid_thw: `(t, h, w)` an item, in patches; a list, or a tensor [items, 3] (on a GPU,
-                a tensor waits for it).
+            grid_thw: `(t, h, w)` an item, integers, in patches; a list, or a tensor [items, 3]
+                (on a GPU, a tensor waits for it).
 
         Returns:
             [num_tokens, out_hidden_size] in the model's dtype, in the order of the patches:
@@ -217,9 +230,14 @@ class Glm4vVisionModel(nn.Module):
 
     def forward_features(self, pixel_values: PixelValues, grid_thw: GridThw) -> EncoderOutput:
         """As `forward`, with the tokens from before the merger's MLP as well."""
-        kinds = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
-        num_patches = sum(kind_NP.shape[0] for kind_NP in kinds)
-        grids = _read_grids(grid_thw, self.config.spatial_merge_size, num_patches)
+        kinds = self.patch_embed.read(pixel_values)
+        num_patches = sum(len(kind_NP) for kind_NP in kinds)
+        grids = read_grids(grid_thw, self.config.spatial_merge_size)
+        total = sum(t * h * w for t, h, w in grids)
+        if num_patches == total == 0:
+            raise ValueError("an empty pack: pixel_values and grid_thw need one item or more")
+        if total != num_patches:
+            raise ValueError(f"grid_thw covers {total} patches, pixel_values has {num_patches}")
         x_ND = torch.cat([self.patch_embed(kind_NP) for kind_NP in kinds])
         x_ND = self.post_conv_layernorm(x_ND)
         positions_ND, cos_NR, sin_NR, segments = self._position(grids, x_ND.device)
@@ -262,30 +280,3 @@ class Glm4vVisionModel(nn.Module):
         if len(x_TP) < _FEWEST_ROWS:
             x_TP = F.pad(x_TP, (0, 0, 0, _FEWEST_ROWS - len(x_TP)))
         return F.linear(x_TP, self.downsample.weight.flatten(1), self.downsample.bias)
-
-
-def _read_grids(grid_thw: GridThw, merge_size: int, num_patches: int) -> list[tuple[int, int, int]]:
-    """Checks the grids against each other and the patches, and returns them as integers."""
-    if isinstance(grid_thw, torch.Tensor):
-        if grid_thw.dim() != 2 or grid_thw.is_floating_point():
-            raise ValueError(
-                f"grid_thw is {grid_thw.dtype} of shape {tuple(grid_thw.shape)}; "
-                "expected integers of shape (items, 3)"
-            )
-        grid_thw = grid_thw.tolist()
-    grids = []
-    for index, row in enumerate(grid_thw):
-        try:
-            t, h, w = map(int, row)
-            integers = (t, h, w) == tuple(row)
-        except (TypeError, ValueError, OverflowError):
-            integers = False
-        if not (integers and t > 0 and h > 0 and w > 0):
-            raise ValueError(f"grid_thw[{index}]={row} is not three positive integers (t, h, w)")
-        if h % merge_size or w % merge_size:
-            raise ValueError(f"grid_thw[{index}]={row}: h and w must be multiples of {merge_size}")
-        grids.append((t, h, w))
-    total = sum(t * h * w for t, h, w in grids)
-    if total != num_patches or not grids:
-        raise ValueError(f"grid_thw covers {total} patches, pixel_values has {num_patches}")
-    return grids

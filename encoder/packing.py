@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from encoder.grids import read_grids
+
 
 class Segment(NamedTuple):
     """One temporal slice of one item: the unit that attention never crosses.
@@ -27,18 +29,22 @@ class Segment(NamedTuple):
         return self.height * self.width
 
 
-def segments_of(grids: Iterable[Sequence[int]]) -> list[Segment]:
+def segments_of(grid_thw: Iterable[Sequence[int]]) -> list[Segment]:
     """Cuts items into segments, in the order of their patches.
 
     >>> [segment.num_patches for segment in segments_of([(1, 4, 6), (2, 2, 2)])]
     [24, 4, 4]
 
     Args:
-        grids: `(t, h, w)` an item, in patches before merging.
+        grid_thw: `(t, h, w)` an item, in patches before merging.
 
     Returns:
         `t` segments of `h * w` patches an item.
+
+    Raises:
+        ValueError: A row is not three positive integers.
     """
+    grids = read_grids(grid_thw)
     return [
         Segment(item, index, h, w) for item, (t, h, w) in enumerate(grids) for index in range(t)
     ]

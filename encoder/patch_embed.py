@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from encoder.config import Glm4vVisionConfig
+from encoder.describe import describe
 
 # What transformers' processors of the family normalise with: pixel = (level / 255 - mean) / std.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -49,15 +50,11 @@ class PatchEmbed(nn.Module):
         cannot go stale.
 
         Args:
-            pixel_values_NP: As `Glm4vVisionModel.forward` takes it.
+            pixel_values_NP: One of what `read` returns.
 
         Returns:
             Float32 [N, D].
-
-        Raises:
-            ValueError: The shape or dtype is none of those.
         """
-        self._check(pixel_values_NP)
         assert self.proj.bias is not None
         weight_DCTXY, bias_D = self.proj.weight.double(), self.proj.bias.double()
         if pixel_values_NP.shape[1] == self._still_dim:
@@ -69,6 +66,26 @@ class PatchEmbed(nn.Module):
             for channel, centre in enumerate(_CENTRES):
                 pixels_NP.chunk(self._in_channels, dim=1)[channel].sub_(centre)
         return F.linear(pixels_NP, weight_DCTXY.flatten(1).float(), bias_D.float())
+
+    def read(self, pixel_values: object) -> list[torch.Tensor]:
+        """Returns a pack's tensors, each of one kind of patches, checked.
+
+        Args:
+            pixel_values: As `Glm4vVisionModel.forward` takes it.
+
+        Raises:
+            ValueError: It is no tensor, nor a list of tensors, or a shape or dtype does not fit.
+        """
+        kinds: list[torch.Tensor] = []
+        for kind_NP in pixel_values if isinstance(pixel_values, list | tuple) else [pixel_values]:
+            if not isinstance(kind_NP, torch.Tensor):
+                raise ValueError(
+                    f"pixel_values: {describe(kind_NP)} is not a torch tensor (num_patches, "
+                    f"{self._patch_dim}); torch.from_numpy makes one of an array"
+                )
+            self._check(kind_NP)
+            kinds.append(kind_NP)
+        return kinds
 
     def _check(self, pixel_values_NP: torch.Tensor) -> None:
         shape, dtype = tuple(pixel_values_NP.shape), pixel_values_NP.dtype

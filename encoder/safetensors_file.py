@@ -5,6 +5,7 @@ The header comes from outside and is checked before anything is read or allocate
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
+from encoder.describe import describe
+
 # fsspec is untyped; this is an fsspec.AbstractFileSystem.
 Filesystem = Any
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LENGTH_BYTES = 8
+_LFS_POINTER = b"version https://git-lfs"
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
 ITEM_BYTES |= {"U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -58,6 +62,20 @@ class Header:
     metadata: dict[str, str]
 
 
+def read_location(location: str | os.PathLike[str]) -> str:
+    """Returns a location as text.
+
+    Raises:
+        ValueError: It is neither text nor a path.
+    """
+    if not isinstance(location, str | os.PathLike):
+        raise ValueError(
+            f"location={describe(location)} is not a location: pass a folder or a .safetensors "
+            "file, local or a URL (s3://bucket/model, hf://org/name)"
+        )
+    return os.fspath(location)
+
+
 def open_location(location: str) -> tuple[Filesystem, str]:
     """Returns filesystem and path of a local path or any URL that fsspec knows.
 
@@ -82,8 +100,9 @@ def read_header(fs: Filesystem, path: str) -> Header:
         path: The file on it.
 
     Raises:
-        CheckpointError: No such file, or the header is corrupt or lies: no JSON object, ranges
-            past the end of the file, overlapping, or not as long as dtype and shape need.
+        CheckpointError: No such file, a Git LFS pointer in its place, or the header is corrupt or
+            lies: no JSON object, ranges past the end of the file, overlapping, or not as long as
+            dtype and shape need.
     """
     try:
         size = fs.size(path)
@@ -94,6 +113,8 @@ def read_header(fs: Filesystem, path: str) -> Header:
     (length,) = struct.unpack("<Q", read_range(fs, path, 0, _LENGTH_BYTES))
     data_start = _LENGTH_BYTES + length
     if not 0 < length <= _MAX_HEADER_BYTES or data_start > size:
+        if read_range(fs, path, 0, min(size, len(_LFS_POINTER))) == _LFS_POINTER:
+            raise CheckpointError(f"{path}: a Git LFS pointer, not the weights: run git lfs pull")
         raise CheckpointError(
             f"{path}: corrupt: a header of {length} bytes in a file of {size} bytes"
         )

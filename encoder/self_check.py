@@ -7,6 +7,7 @@ import torch
 
 from encoder.attention import Segments, attend, varlen_limit
 from encoder.config import Glm4vVisionConfig
+from encoder.describe import describe
 from encoder.model import Glm4vVisionModel
 from encoder.reference import attention, normalized, reference_features
 
@@ -14,7 +15,8 @@ from encoder.reference import attention, normalized, reference_features
 # itself 8e-7 in float32 and 3e-3 in bfloat16; a tower's worst token 1e-6 and 9e-3 with one layer,
 # 3e-6 and 3e-2 with 24, growing with the root of the depth. Allowed is about four times that.
 _FULL_BOUND = 1e-4
-_HALF_BOUND = 2.5  # Times the dtype's epsilon, times the root of how often it is rounded.
+_HALF_BOUND = 2.5  # Times the epsilon of products, times the root of how often is rounded.
+_TF32_EPSILON = 2.0**-10
 # Times what rounding alone does to the reference with these weights. Healthy on a CPU, with sharp
 # attention or one large channel, as trained towers may have: 0.6 to 2.6.
 _ROUNDED_BOUND = 4
@@ -39,8 +41,14 @@ def check_encoder(model: Glm4vVisionModel) -> None:
         model: Loaded, in eval mode; its pictures have three channels.
 
     Raises:
-        SelfCheckError: A result is off by more than the dtype's rounding explains.
+        SelfCheckError: A result is off by more than the dtype's rounding explains; that of
+            float32, where a GPU is allowed TensorFloat-32, is 2**-10.
+        ValueError: It is no model.
     """
+    if not hasattr(model, "forward_features"):
+        raise ValueError(
+            f"model={describe(model)} is not a Glm4vVisionModel, which load_encoder makes"
+        )
     state = model.state_dict()
     example = state["downsample.weight"]
     # Whatever the caller's default device.
@@ -114,8 +122,23 @@ def max_error(ours_TO: torch.Tensor, exact_TO: torch.Tensor) -> float:
 
 
 def _bound(example: torch.Tensor, roundings: int) -> float:
-    half = _HALF_BOUND * torch.finfo(example.dtype).eps * math.sqrt(roundings)
-    return max(_FULL_BOUND, half)
+    allowed = torch.backends.cuda.matmul.fp32_precision
+    rounded = product_epsilon(example.device.type, example.dtype, allowed)
+    return max(_FULL_BOUND, _HALF_BOUND * rounded * math.sqrt(roundings))
+
+
+def product_epsilon(device_type: str, dtype: torch.dtype, fp32_precision: str) -> float:
+    """Returns what a matrix product rounds its factors by.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+        dtype: Of the factors.
+        fp32_precision: `torch.backends.cuda.matmul`'s, which the older
+            `torch.set_float32_matmul_precision` and `allow_tf32` set too.
+    """
+    if (device_type, dtype, fp32_precision) == ("cuda", torch.float32, "tf32"):
+        return _TF32_EPSILON
+    return torch.finfo(dtype).eps
 
 
 def _hold(what: str, error: float, bound: float, example: torch.Tensor) -> None:

@@ -7,8 +7,9 @@ the location of a single `.safetensors` file.
 
 import hashlib
 import json
+import os
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 from encoder.byte_ranges import in_file_order, read_pieces, read_tensors
 from encoder.config import Glm4vVisionConfig
 from encoder.digests import DIGEST_BYTES, json_digest
-from encoder.hub import pin_location
+from encoder.hub import hub_hint, pin_location
 from encoder.safetensors_file import (
     CheckpointError,
     Filesystem,
@@ -32,6 +33,7 @@ _DTYPES = ("F32", "F16", "BF16")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".bin.index.json")
 _PICKLE_REFUSED = "refused: pickled weights can run code; convert to safetensors"
 _CONFIG_KEY = "config"
+_MOST_NAMED = 10  # tensors of a kind that an error names
 _HEADERS_AT_A_TIME = 8  # three requests each, of which an object store serves many at a time
 
 
@@ -70,7 +72,7 @@ class VisionTensors:
             yield piece.name, piece.offset, data
 
 
-def vision_tensors(location: str) -> VisionTensors:
+def vision_tensors(location: str | os.PathLike[str]) -> VisionTensors:
     """Finds the vision tower in a checkpoint, reading configuration, index and headers only.
 
     On the Hub, all of it is of the commit that the location names now.
@@ -81,6 +83,7 @@ def vision_tensors(location: str) -> VisionTensors:
     Raises:
         CheckpointError: There is no usable tower; one line that names the place and the reason,
             or counts all tensors that are missing, unexpected or of another shape or dtype.
+        ValueError: The location is neither text nor a path.
     """
     location = pin_location(location)
     fs, path = open_location(location)
@@ -156,7 +159,8 @@ def _read_json(fs: Filesystem, path: str, location: str) -> Mapping[str, Any]:
     try:
         text = fs.cat_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{location}: no {PurePosixPath(path).name} there") from error
+        missing = f"no {PurePosixPath(path).name} there{hub_hint(location)}"
+        raise CheckpointError(f"{location}: {missing}") from error
     return _parse_json(text, f"{location}: {PurePosixPath(path).name}")
 
 
@@ -283,6 +287,6 @@ def _surplus(names: Iterable[str], prefix: str, expected: Collection[str]) -> li
     ]
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f", and {more} more" if more > 0 else "")

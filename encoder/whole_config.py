@@ -8,6 +8,7 @@ from typing import Any
 
 from encoder.config import ARCHITECTURES, Glm4vVisionConfig
 from encoder.config_file import read_config_file
+from encoder.describe import describe
 
 _TOKENS = ("image", "video", "image_start", "image_end", "video_start", "video_end")
 _TOKEN_IDS = tuple(f"{token}_token_id" for token in _TOKENS)
@@ -138,11 +139,14 @@ def _parse_vision(given: object) -> Glm4vVisionConfig:
     if isinstance(given, Glm4vVisionConfig):
         return given
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"vision_config={given!r} is neither a Glm4vVisionConfig nor a mapping")
+        raise ValueError(
+            f"vision_config={describe(given)} is neither a Glm4vVisionConfig of encoder nor a "
+            "mapping, such as its to_dict()"
+        )
     return Glm4vVisionConfig.from_dict(given or {})
 
 
 def _parse_text(given: object) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"text_config={given!r} is not a mapping")
+        raise ValueError(f"text_config={describe(given)} is not a mapping")
     return deepcopy(dict(given or {}))

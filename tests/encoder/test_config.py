@@ -106,9 +106,12 @@ def test_other_architectures_are_refused_by_name(raw: dict[str, Any]) -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
         ({"rope_parameters": [1]}, r"rope_parameters=\[1\] is not an object"),
         ({"head_dim": 64}, "head_dim=64 is not hidden_size / num_heads=128"),
+        ([], r"^config=\[\] is not an object; from_dict takes the parsed config.json"),
+        (None, "^config=None is not an object"),
+        ("folder", "^config='folder' is not an object; .* from_pretrained its folder$"),
     ],
 )
-def test_from_dict_says_what_is_wrong(raw: dict[str, Any], message: str) -> None:
+def test_from_dict_says_what_is_wrong(raw: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Glm4vVisionConfig.from_dict(raw)
 
@@ -118,6 +121,8 @@ def test_from_dict_says_what_is_wrong(raw: dict[str, Any], message: str) -> None
     [
         ({"depth": 0}, "depth=0 is not a positive integer"),
         ({"patch_size": 14.0}, r"patch_size=14\.0 is not a positive integer"),
+        ({"depth": 10**9}, "depth=1000000000 is over 1000, the most supported"),
+        ({"hidden_size": 4 * 10**11, "num_heads": 7}, "hidden_size=400000000000 is over 1048576"),
         ({"depth": True}, "depth=True is not a positive integer"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan is not a positive number"),
         ({"rope_theta": "1e4"}, "rope_theta='1e4' is not a positive number"),

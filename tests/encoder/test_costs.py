@@ -61,8 +61,12 @@ def test_the_count_is_torchs_own(
 
 
 def test_grids_that_cannot_merge_are_refused(small_config: Glm4vVisionConfig) -> None:
-    with pytest.raises(ValueError, match="a grid of 4 by 3 patches: both must be multiples of"):
+    with pytest.raises(
+        ValueError, match=r"\[0\]=\(1, 4, 3\): h and w must be multiples of spa.*=2"
+    ):
         forward_flop(small_config, [(1, 4, 3)])
+    with pytest.raises(ValueError, match=r"grid_thw=\[1, 4, 6\] is not a list of grids"):
+        forward_flop(small_config, [1, 4, 6])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -71,11 +75,14 @@ def test_weights_weigh_what_the_module_holds(preset: str, dtype: Any) -> None:
     model = Glm4vVisionModel(PRESETS[preset], device="meta", dtype=getattr(torch, dtype))
     held = sum(tensor.nbytes for tensor in model.state_dict().values())
     assert weight_bytes(PRESETS[preset], dtype) == held
+    assert weight_bytes(PRESETS[preset], getattr(torch, dtype)) == held
 
 
 def test_other_dtypes_weigh_nothing() -> None:
     with pytest.raises(ValueError, match="dtype='int8' is none of float32, bfloat16, float16"):
         weight_bytes(PRESETS["tiny"], "int8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dtype=torch\.float64 is none of"):
+        weight_bytes(PRESETS["tiny"], torch.float64)
 
 
 def grid_of(side: int) -> tuple[int, int, int]:

@@ -1,11 +1,20 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from encoder import PRESETS, CheckpointError, load_encoder, random_tensors
+from encoder import (
+    PRESETS,
+    CheckpointError,
+    Glm4vVisionConfig,
+    load_encoder,
+    pin_location,
+    random_tensors,
+    vision_tensors,
+)
 
 WriteCheckpoint = Callable[..., tuple[Path, dict[str, torch.Tensor]]]
 
@@ -62,6 +71,43 @@ def test_a_folder_called_like_a_preset_needs_its_path(
     monkeypatch.chdir(folder.parent)
     assert load_encoder("tiny").config == PRESETS["tiny"]
     assert load_encoder(os.path.join(".", "tiny")).state_dict().keys() == state.keys()  # noqa: PTH118
+
+
+def test_a_path_is_a_folder_whatever_it_is_called(
+    write_checkpoint: WriteCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, state = write_checkpoint()
+    folder.rename(folder.parent / "tiny")
+    monkeypatch.chdir(folder.parent)
+    assert load_encoder(Path("tiny")).state_dict().keys() == state.keys()
+    assert vision_tensors(Path("tiny")).entries.keys() == state.keys()
+    assert pin_location(Path("tiny")) == "tiny"
+    with pytest.raises(CheckpointError, match=r"small: no config\.json there$"):
+        load_encoder(Path("small"))
+
+
+@pytest.mark.parametrize("location", [Glm4vVisionConfig(), {"depth": 1}, None])
+@pytest.mark.parametrize("read", [load_encoder, vision_tensors, pin_location])
+def test_what_is_no_location_is_told_what_is(read: Callable[[Any], object], location: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"location=.* is not a location: pass a folder or"
+    ) as error:
+        read(location)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+def test_a_name_on_the_hub_is_told_how_to_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "zai-org/GLM-4.1V-9B-Thinking"
+    for read in (load_encoder, vision_tensors):
+        with pytest.raises(CheckpointError, match=f"no config.json there; .* write hf://{name}$"):
+            read(name)
+    (tmp_path / name).mkdir(parents=True)
+    for place in (name, f"./{name}", str(tmp_path / "org" / "name")):
+        with pytest.raises(CheckpointError, match=r"no config\.json there$"):
+            load_encoder(place)
 
 
 def test_a_misspelt_preset_is_told_the_names() -> None:

@@ -1,10 +1,14 @@
 import time
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder import Segment, cu_seqlens, fill_ratio, plan_packs, segments_of
+from encoder import Segment, fill_ratio, plan_packs, segments_of
+from encoder.packing import cu_seqlens
 
 
 def test_items_are_cut_at_temporal_slices() -> None:
@@ -14,6 +18,27 @@ def test_items_are_cut_at_temporal_slices() -> None:
         Segment(1, 1, 4, 2),
     ]
     assert Segment(0, 0, 2, 4).num_patches == 8
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        ([(1, 2)], r"grid_thw\[0\]=\(1, 2\) is not three positive integers"),
+        ([(1, 2, 3), (1, -2, 3)], r"grid_thw\[1\]=\(1, -2, 3\) is not three positive integers"),
+        ((1, 2, 3), r"grid_thw=\(1, 2, 3\) is not a list of grids"),
+    ],
+)
+def test_grids_that_are_none_are_refused(grids: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        segments_of(grids)
+
+
+def test_arrays_and_tensors_of_grids_are_cut_as_lists_are() -> None:
+    grids = [(1, 2, 4), (2, 4, 2)]
+    for array in (np.array(grids), torch.tensor(grids), list(torch.tensor(grids)), iter(grids)):
+        segments = segments_of(array)
+        assert segments == segments_of(grids)
+        assert {type(number) for segment in segments for number in segment} == {int}
 
 
 def test_packs_are_filled_longest_first_into_the_tightest_room() -> None:

@@ -93,6 +93,13 @@ def test_what_is_no_file_or_empty_is_named(tmp_path: Path) -> None:
         read_header(LocalFileSystem(), str(tmp_path / "x"))
 
 
+def test_a_pointer_of_git_lfs_is_told_from_the_weights(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / "x").write_text(pointer)
+    with pytest.raises(CheckpointError, match=r"x: a Git LFS pointer, not .*: run git lfs pull$"):
+        read_header(LocalFileSystem(), str(tmp_path / "x"))
+
+
 def test_a_range_past_the_end_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(DATA)

@@ -1,7 +1,7 @@
 """What the encoder's check of itself lets pass, and what it does not."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from encoder import (
 )
 from encoder.attention import Segments, attend
 from encoder.positions import rotate
-from encoder.self_check import known_input
+from encoder.self_check import known_input, product_epsilon
 from tests.support.towers import cast_model, random_model
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -99,6 +99,43 @@ def test_wrong_attention_is_refused_with_such_weights(
     monkeypatch.setattr(model, "attend", heads_swapped)
     with pytest.raises(SelfCheckError, match="tokens are off by"):
         check_encoder(cast_model(tower, dtype))
+
+
+@pytest.mark.parametrize(
+    ("device_type", "dtype", "allowed", "epsilon"),
+    [
+        ("cuda", torch.float32, "tf32", 2**-10),
+        ("cuda", torch.float32, "ieee", 2**-23),
+        ("cuda", torch.float32, "none", 2**-23),
+        ("cpu", torch.float32, "tf32", 2**-23),
+        ("cuda", torch.bfloat16, "tf32", 2**-7),
+        ("cuda", torch.float16, "tf32", 2**-10),
+    ],
+)
+def test_rounding_is_the_dtypes_and_that_of_tf32_where_it_is_allowed(
+    device_type: str, dtype: torch.dtype, allowed: str, epsilon: float
+) -> None:
+    assert product_epsilon(device_type, dtype, allowed) == epsilon
+
+
+def test_what_is_no_model_is_told_so() -> None:
+    name: Any = "tiny"
+    with pytest.raises(ValueError, match="model='tiny' is not a Glm4vVisionModel, which load_enc"):
+        check_encoder(name)
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("preset", ["tiny", "small", "medium", "large"])
+def test_an_encoder_on_a_gpu_with_tf32_passes(tf32: None, preset: str) -> None:
+    check_encoder(load_encoder(preset, device="cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -192,7 +192,7 @@ def test_everything_wrong_with_the_tensors_is_in_one_error(
         f"{folder}: vision tensors do not fit the config, which has {len(state)}: "
         "4 missing: model.visual.blocks.1.mlp.gate_proj.weight, "
         "model.visual.blocks.1.mlp.up_proj.weight, "
-        "model.visual.blocks.1.mlp.down_proj.weight, ...; "
+        "model.visual.blocks.1.mlp.down_proj.weight, model.visual.downsample.weight; "
         "1 missing from the shard that the index names: model.visual.merger.proj.weight; "
         "2 that the config does not account for: "
         "model.visual.blocks.0.attn.q_norm.weight, model.visual.blocks.2.norm1.weight; "
@@ -200,6 +200,20 @@ def test_everything_wrong_with_the_tensors_is_in_one_error(
         "model.visual.post_layernorm.weight is (4, 8), the config makes it (32,); "
         "1 of another dtype than F32, F16, BF16: model.visual.post_layernorm.weight is I64"
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "tail"), [(10, "9"), (11, "9, and 1 more"), (15, "9, and 5 more")]
+)
+def test_ten_tensors_of_a_kind_are_named(
+    write_checkpoint: WriteCheckpoint, count: int, tail: str
+) -> None:
+    surplus = [f"model.visual.merger.x{i:02}" for i in range(count)]
+    folder, _ = write_checkpoint(extra={name: torch.zeros(1) for name in surplus})
+    with pytest.raises(CheckpointError) as error:
+        vision_tensors(str(folder))
+    _, _, listed = str(error.value).partition(f"{count} that the config does not account for: ")
+    assert listed == ", ".join(surplus[:9]) + f", model.visual.merger.x0{tail}"
 
 
 def test_a_checkpoint_without_a_tower_is_named(write_checkpoint: WriteCheckpoint) -> None:

@@ -137,7 +137,21 @@ def test_from_dict_says_what_is_wrong(raw: dict[str, Any], message: str) -> None
         GlmgaConfig.from_dict(raw)
 
 
-def test_a_vision_config_that_is_none_is_refused() -> None:
-    wrong: Any = 5
-    with pytest.raises(ValueError, match="vision_config=5 is neither a Glm4vVisionConfig nor"):
-        GlmgaConfig(vision_config=wrong)
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [(5, "5"), (ReferenceConfig().vision_config, "<transformers.*Glm4vVisionConfig>")],
+)
+def test_a_vision_config_that_is_none_is_refused(given: Any, shown: str) -> None:
+    message = f"vision_config={shown} is neither a Glm4vVisionConfig of encoder nor a mapping"
+    for make in (GlmgaConfig, lambda **fields: GlmgaConfig.from_dict(fields)):
+        with pytest.raises(ValueError, match="vision_config=") as caught:
+            make(vision_config=given)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=message):
+        GlmgaConfig(vision_config=given)
+
+
+def test_from_dict_takes_an_object() -> None:
+    wrong: Any = [1]
+    with pytest.raises(ValueError, match=r"^config=\[1\] is not an object; from_dict takes"):
+        GlmgaConfig.from_dict(wrong)
