@@ -288,6 +288,7 @@ def test_the_result_is_a_mapping() -> None:
     assert isinstance(features, VideoFeatures)
     assert list(features) == ["pixel_values_videos", "video_grid_thw"]
     assert len(features) == 2
+    assert str(features.keys()) == "dict_keys(['pixel_values_videos', 'video_grid_thw'])"
     assert dict(**features)["pixel_values_videos"] is features.pixel_values_videos
     with pytest.raises(KeyError):
         features["video_metadata"]
@@ -552,8 +553,10 @@ def test_a_patcher_lets_its_frames_be_reused_and_read_only() -> None:
 def test_clips_without_frames_or_with_extreme_sides_are_refused() -> None:
     processor = GlmgaVideoProcessor()
     for count in (processor.patcher, processor.get_num_of_video_patches):
-        with pytest.raises(ValueError, match="a clip needs at least one frame, got 0"):
-            count(0, 56, 56)
+        for frames in (0, 2.5):
+            message = f"num_frames must be an integer of at least 1, got {frames}"
+            with pytest.raises(ValueError, match=message):
+                count(frames, 56, 56)
         with pytest.raises(ValueError, match="got 0 x 56"):
             count(2, 0, 56)
         with pytest.raises(AspectRatioError):
