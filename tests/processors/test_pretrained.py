@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -180,13 +181,10 @@ def test_suffixes_resolve(folder: Write, name: str, suffix: str) -> None:
     assert [type(one) for one in both] == [IMAGE[name], VIDEO[name]]
 
 
-@pytest.mark.parametrize("asked", IMAGE)
-@pytest.mark.parametrize("name", IMAGE)
+@pytest.mark.parametrize(("name", "asked"), [*permutations(IMAGE, 2)])
 def test_another_class_of_the_family_is_refused_with_the_class_to_use(
     folder: Write, name: str, asked: str
 ) -> None:
-    if name == asked:
-        return
     place = folder(
         image={"image_processor_type": f"{name}ImageProcessorFast"},
         video={"video_processor_type": f"{name}VideoProcessor"},
@@ -242,6 +240,17 @@ def test_a_folder_without_processors_says_what_was_looked_for(folder: Write) -> 
 def test_a_folder_that_is_not_there_is_refused(load: Callable[..., object]) -> None:
     line = "no folder 'zai-org/GLM-4.5V'; download the checkpoint, or correct the path"
     assert refusal(load, "zai-org/GLM-4.5V") == line
+
+
+@pytest.mark.parametrize(
+    "load",
+    [Glm4vImageProcessor.from_pretrained, Glm4vVideoProcessor.from_pretrained, load_processors],
+)
+def test_a_url_is_told_what_reads_it(load: Callable[..., object]) -> None:
+    assert refusal(load, "s3://media/x") == (
+        "'s3://media/x' is no folder on this machine, which is what is read here; "
+        "pipeline.create_complete_glm4v_vision_pipeline reads URLs"
+    )
 
 
 def test_without_a_video_file_the_defaults_count_and_it_is_said_to_the_caller(
