@@ -41,8 +41,8 @@ def create_complete_glm4v_vision_pipeline(
 
     Args:
         location: A checkpoint, with its weights and the processors that it brings: a folder, a
-            `.safetensors` file in one, or a URL, as `load_encoder` takes it. A preset's name, or None for GLM-4.1V's shape, with
-            random weights and GLM-4.1V's processors.
+            `.safetensors` file in one, or a URL, as `load_encoder` takes it. A preset's
+            name, or None for GLM-4.1V's shape, with random weights and GLM-4.1V's processors.
         device: Where the model goes; processors work on the CPU.
         dtype: Of the model's matrix products: float32, bfloat16 or float16.
         seed: Of random weights; a checkpoint has no use for it.
