@@ -9,14 +9,14 @@ import torch
 
 from encoder import PRESETS, Glm4vVisionConfig, Glm4vVisionModel, load_encoder, pin_location
 from encoder import create_glm4v_vision_encoder as create_encoder
-from pipeline.processor_files import read_files
+from pipeline.processor_files import folder_of, read_files
 from processors import (
     Glm4vImageProcessor,
     Glm4vVideoProcessor,
     GlmgaImageProcessor,
     GlmgaVideoProcessor,
-    load_processors,
 )
+from processors.factories import make_processors
 from processors.video import VideoProcessor
 
 
@@ -40,9 +40,9 @@ def create_complete_glm4v_vision_pipeline(
     torch.Size([64, 256])
 
     Args:
-        location: A checkpoint, with its weights and the processors that it brings: a folder or
-            a URL as `load_encoder` takes it. A preset's name, or None for GLM-4.1V's shape, with
-            random weights and GLM-4.1V's processors.
+        location: A checkpoint, with its weights and the processors that it brings: a folder, a
+            `.safetensors` file in one, or a URL, as `load_encoder` takes it. A preset's
+            name, or None for GLM-4.1V's shape, with random weights and GLM-4.1V's processors.
         device: Where the model goes; processors work on the CPU.
         dtype: Of the model's matrix products: float32, bfloat16 or float16.
         seed: Of random weights; a checkpoint has no use for it.
@@ -85,10 +85,11 @@ def _processors(
     """Makes a checkpoint's processors, of GLM-4.1V's where there is none, for a tower's sizes."""
     if checkpoint is None:
         return Glm4vImageProcessor(**sizes), Glm4vVideoProcessor(**sizes)
-    if files := read_files(checkpoint):
-        return load_processors(checkpoint, read=files.get, **sizes)
+    folder = folder_of(checkpoint)
+    if files := read_files(folder):
+        return make_processors(folder, files.get, sizes, stacklevel=4)
     warnings.warn(
-        f"{checkpoint} describes no processors: Glmga's are used, with their defaults",
+        f"{folder} describes no processors: Glmga's are used, with their defaults",
         UserWarning,
         stacklevel=3,
     )

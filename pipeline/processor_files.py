@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,12 @@ _FIXED: Final = (
     *("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames"),
     *("resample", "rescale_factor", "image_mean", "image_std"),
 )
+# What to say where not both are there: by whether images' is, and clips'.
+_ABSENT: Final = {
+    (False, False): ("processors", "images and clips"),
+    (False, True): ("image processor", "images"),
+    (True, False): ("video processor", "clips"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +64,23 @@ def reading(location: str) -> Iterator[None]:
 
 
 def brought_options(checkpoint: str) -> Brought:
-    """Reads a checkpoint's processor files; says on standard error where it has none for clips.
+    """Reads a checkpoint's processor files; says on standard error what they do not describe.
 
     Raises:
         UsageError: They are no processors of the family's, or do what this version cannot.
         StorageError: Storage failed.
     """
     with reading(checkpoint):
-        files = read_files(checkpoint)
+        folder = folder_of(checkpoint)
+        files = read_files(folder)
     try:
-        image = pretrained.find_processor("image", checkpoint, files.get)
-        video = pretrained.find_processor("video", checkpoint, files.get)
+        image = pretrained.find_processor("image", folder, files.get)
+        video = pretrained.find_processor("video", folder, files.get)
         family = _family(image, video)
-        if video is None:
+        if image is None or video is None:
+            absent, items = _ABSENT[image is not None, video is not None]
             print(
-                f"patchflow: {checkpoint} brings no video processor: "
-                f"clips are sampled as by {family}",
+                f"patchflow: {folder} describes no {absent}: {items} take {family}'s defaults",
                 file=sys.stderr,
             )
         return Brought(
@@ -84,11 +92,16 @@ def brought_options(checkpoint: str) -> Brought:
         raise UsageError(f"--encoder {error}") from error
 
 
-def read_files(checkpoint: str) -> dict[str, bytes]:
-    """A checkpoint's processor files, those that are there; a tower alone has none."""
-    fs, path = fsspec.core.url_to_fs(checkpoint)
-    if path.endswith(".safetensors"):
-        return {}
+def folder_of(checkpoint: str) -> str:
+    """Where a checkpoint's other files lie, if it is its one file of weights that is named."""
+    if checkpoint.endswith(".safetensors"):
+        return os.path.dirname(checkpoint) or "."  # noqa: PTH120 (Path would take `//` for `/`)
+    return checkpoint
+
+
+def read_files(folder: str) -> dict[str, bytes]:
+    """The processor files of a checkpoint's folder, those that are there."""
+    fs, path = fsspec.core.url_to_fs(folder)
     files = {}
     for name in pretrained.FILES:
         # `exists` would not do: on some file systems it is False when storage fails.

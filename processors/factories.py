@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any, Final
 
 from processors.image import Glm4vImageProcessor, Glm46VImageProcessor, GlmgaImageProcessor
@@ -85,7 +86,13 @@ def load_processors(
     Raises:
         ValueError: As ``from_pretrained``.
     """
-    read = read or folder_reader(location)
+    return make_processors(location, read or folder_reader(location), overrides, stacklevel=3)
+
+
+def make_processors(
+    location: str | os.PathLike[str], read: Read, overrides: Mapping[str, Any], *, stacklevel: int
+) -> tuple[GlmgaImageProcessor, VideoProcessor]:
+    """Does what ``load_processors`` does, and warns so many calls above."""
     image, video = find_processor("image", location, read), find_processor("video", location, read)
     if image is None:
         raise ValueError(undescribed("image", location))
@@ -93,7 +100,7 @@ def load_processors(
     image_processor = build(_IMAGE_CLASSES[family], family, image, overrides)
     if video is None:
         cls = VIDEO_CLASSES[family]
-        warnings.warn(without_video_file(location, cls), UserWarning, stacklevel=2)
+        warnings.warn(without_video_file(location, cls), UserWarning, stacklevel=stacklevel)
         return image_processor, cls(**overrides)
     family = video.family or family
     return image_processor, build(VIDEO_CLASSES[family], family, video, overrides)

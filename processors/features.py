@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,17 @@ class Features(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
+    def keys(self) -> KeysView[str]:
+        """The names of what is there, which print without the values."""
+        return dict.fromkeys(self).keys()
+
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures(Features):
-    """Patches of one or several images; unpacks with ``**`` into a model's arguments.
+    """Patches of one or several images.
+
+    transformers' whole models take them by name, with ``**``; a vision model takes
+    ``(pixel_values, image_grid_thw)``, as ``encoder.Glm4vVisionModel`` does.
 
     Attributes:
         pixel_values: float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``, image after
@@ -48,7 +55,10 @@ class ImageFeatures(Features):
 
 @dataclass(frozen=True, eq=False)
 class VideoFeatures(Features):
-    """Patches of one or several clips; unpacks with ``**`` into a model's arguments.
+    """Patches of one or several clips.
+
+    transformers' whole models take them by name, with ``**``; a vision model takes
+    ``(pixel_values_videos, video_grid_thw)``, as ``encoder.Glm4vVisionModel`` does.
 
     Attributes:
         pixel_values_videos: float32 ``[patches, 3 * temporal_patch_size * patch_size**2]``, clip

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from processors.resize import resize_torch, target_size
+from processors.resize import require_counts, resize_torch, target_size
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -27,10 +27,10 @@ def clip_grid(
 
     Raises:
         AspectRatioError: If a side is over 200 times the other.
-        ValueError: If there is no frame, or the sides are zero or, without resizing, do not divide.
+        ValueError: If frames or sides are no integers of at least 1 or, without resizing, the sides
+            do not divide.
     """
-    if num_frames < 1:
-        raise ValueError(f"a clip needs at least one frame, got {num_frames}")
+    require_counts(num_frames=num_frames)
     new_height, new_width = target_size(num_frames, height, width, options)
     return (
         -(-num_frames // options.temporal_patch_size),

@@ -71,6 +71,9 @@ class _ImageProcessor:
     ) -> ImageFeatures:
         """Resizes, normalises and cuts images.
 
+        Integer levels count as 0..255 and must hold those; booleans and uint16 are scaled by the
+        range of their type. Floating point counts as 0..255 unless ``do_rescale`` is False.
+
         Args:
             images: A PIL image, numpy array or torch tensor (channels first or last), a list of
                 them, or an array with a batch axis. PIL images are not turned by their EXIF.
@@ -81,7 +84,8 @@ class _ImageProcessor:
             The reference's ``pixel_values``, to float rounding, and ``image_grid_thw``.
 
         Raises:
-            ValueError: On what ``inputs.to_rgb`` or ``ImageOptions`` refuse.
+            ValueError: On what is no image or could be read in two ways, other levels, NaN, and
+                what ``ImageOptions`` refuses.
             AspectRatioError: If a side is over 200 times the other.
         """
         return self._preprocess(images, overrides | {"return_tensors": return_tensors})

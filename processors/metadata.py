@@ -10,6 +10,8 @@ from dataclasses import KW_ONLY, dataclass, fields
 class VideoMetadata:
     """A clip's description, by the names of transformers' class in ``video_utils.py``.
 
+    All but the first two go by keyword: in transformers the third is the width.
+
     >>> VideoMetadata(16, 30.0) == VideoMetadata(fps=30.0, total_num_frames=16)
     True
 
@@ -48,8 +50,9 @@ class VideoMetadata:
             )
         names = {field.name for field in fields(cls)}
         if "total_num_frames" not in value or not value.keys() <= names:
+            optional = ", ".join(sorted(names - {"total_num_frames"}))
             raise ValueError(
-                f"metadata need total_num_frames, and may have {', '.join(sorted(names))}; "
+                f"metadata need total_num_frames, and may have {optional}; "
                 f"got {', '.join(map(str, value))}"
             )
         return cls(**value)

@@ -43,8 +43,13 @@ def patchify(
         ``(t, h, w)`` in patches.
 
     Raises:
-        ValueError: If the sides or the number of frames do not divide.
+        ValueError: If the array is of another shape, or its sides or frames do not divide.
     """
+    if frames.ndim != 4:
+        raise ValueError(
+            "frames have four dimensions, [frames, height, width, channels], "
+            f"got shape {frames.shape}; pass an image as image[None]"
+        )
     num_frames, height, width, channels = frames.shape
     block = patch_size * merge_size
     if not height or not width or height % block or width % block:

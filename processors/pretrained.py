@@ -111,6 +111,11 @@ def folder_reader(folder: str | os.PathLike[str]) -> Read:
         ValueError: If there is no such folder.
     """
     path = Path(folder)
+    if "://" in str(folder):
+        raise ValueError(
+            f"{str(folder)!r} is no folder on this machine, which is what is read here; "
+            "pipeline.create_complete_glm4v_vision_pipeline reads URLs"
+        )
     if not path.is_dir():
         raise ValueError(f"no folder {str(folder)!r}; download the checkpoint, or correct the path")
 

@@ -64,15 +64,21 @@ def smart_resize(  # noqa: PLR0917 - the reference's signature
 
     Raises:
         AspectRatioError: If a side is over 200 times the other; 200 itself is accepted.
-        ValueError: If there are fewer frames than ``temporal_factor``, or a side is under 1.
+        ValueError: If there are fewer frames than ``temporal_factor``, a side, frames or factors
+            are no integers of at least 1, or ``min_pixels`` is over ``max_pixels``.
     """
+    _require_sides(height, width)
+    require_counts(num_frames=num_frames, temporal_factor=temporal_factor, factor=factor)
+    if not min_pixels <= max_pixels >= 1:
+        raise ValueError(
+            "min_pixels must be at most max_pixels, and that at least 1, "
+            f"got {min_pixels} and {max_pixels}"
+        )
     if num_frames < temporal_factor:
         raise ValueError(
             f"num_frames must be at least temporal_factor ({temporal_factor}), got {num_frames}; "
             "repeat the last frame"
         )
-    if height < 1 or width < 1:
-        raise ValueError(f"an image needs at least one pixel a side, got {height} x {width}")
     given = f"{height} x {width}"
     if height < factor or width < factor:
         enlarge = max(factor / height, factor / width)
@@ -113,7 +119,7 @@ def target_size(num_frames: int, height: int, width: int, options: ImageOptions)
 
     Raises:
         AspectRatioError: If a side is over 200 times the other.
-        ValueError: If a side is zero or, without resizing, does not divide.
+        ValueError: If a side is no integer of at least 1 or, without resizing, does not divide.
     """
     if options.do_resize:
         return smart_resize(
@@ -125,13 +131,30 @@ def target_size(num_frames: int, height: int, width: int, options: ImageOptions)
             min_pixels=options.min_pixels,
             max_pixels=options.max_pixels,
         )
+    _require_sides(height, width)
     block = options.patch_size * options.merge_size
-    if height < 1 or width < 1 or height % block or width % block:
+    if height % block or width % block:
         raise ValueError(
             f"do_resize=False takes sides that are multiples of patch_size * merge_size = {block}, "
             f"got {height} x {width}; resize them or leave do_resize on"
         )
     return height, width
+
+
+def require_counts(**counts: object) -> None:
+    """Raises a ValueError on the first that is no integer of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _require_sides(height: object, width: object) -> None:
+    for side in (height, width):
+        if not isinstance(side, (int, np.integer)) or side < 1:
+            raise ValueError(
+                "an image has a whole number of pixels a side, at least one, "
+                f"got {height!r} x {width!r}"
+            )
 
 
 def require_torch_resample(resample: Image.Resampling, *, otherwise: str) -> None:
@@ -159,7 +182,12 @@ def resize_torch(
     Returns:
         ``[height, width, C]`` of the same type. Bicubic float32 may leave the range of its input,
         as in the reference; uint8 is clamped.
+
+    Raises:
+        ValueError: If a side is no integer of at least 1, or torch has no such filter.
     """
+    _require_sides(height, width)
+    require_torch_resample(resample, otherwise="use resize_pil")
     # torch reads the array in place and would warn about one that is read-only.
     writable = np.require(image, requirements=["C", "W"])
     # Permuted behind the batch axis, the layout counts as channels-last, and torch has a kernel for
@@ -188,7 +216,11 @@ def resize_pil(
     Returns:
         ``[height, width, 3]`` of the same type. Float images are resized in float, channel by
         channel, where the reference's Pillow class takes only whole levels or quantises them.
+
+    Raises:
+        ValueError: If a side is no integer of at least 1.
     """
+    _require_sides(height, width)
     if image.dtype == np.uint8:
         return np.array(Image.fromarray(image).resize((width, height), resample))
     planes = [

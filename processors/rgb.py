@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -15,6 +15,11 @@ _PHOTOMETRIC = 262
 _SAMPLE_FORMAT = 339
 _WHITE_IS_ZERO = 0
 _SIGNED = 2
+
+_UNSUPPORTED: Final = {
+    "F": "floating point has no level that is white",
+    "LAB": "Lab needs a colour profile",
+}
 
 
 def pil_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -35,11 +40,13 @@ def pil_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """
     if image.mode.startswith("I"):
         return _wide_grey_to_rgb(image)
-    if image.mode in ("F", "LAB"):
+    if image.mode in _UNSUPPORTED:
         raise ValueError(
-            f"images of mode {image.mode} are not supported: floating point has no level that is "
-            "white, and Lab needs a colour profile; convert to 8-bit RGB first"
+            f"images of mode {image.mode} are not supported: {_UNSUPPORTED[image.mode]}; "
+            "convert to 8-bit RGB first"
         )
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow goes no further from it.
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -99,7 +99,7 @@ class VideoSampling:
         most = self.max_frames
         if most is None:
             assert self.max_duration and self.fps
-            most = int(self.max_duration * self.fps)
+            most = int(min(self.max_duration * self.fps, _MOST_FRAMES))
         return max(2, most + most % 2)
 
     def indices(self, metadata: VideoMetadata) -> NDArray[np.int64]:
@@ -176,9 +176,8 @@ def _sample_glm4v(
     last = clip.total - 1
     with np.errstate(over="ignore"):  # Beyond the last frame, infinity is as good as any number.
         if clip.duration_s <= max_duration_s:
-            count = max(int(clip.duration_s * fps), 1)
-            positions = np.arange(count) * clip.fps / fps
-        elif (count := int(max_duration_s * fps)) >= clip.total:
+            positions = _positions_at(clip, fps)
+        elif (count := int(min(max_duration_s * fps, clip.total))) == clip.total:
             positions = np.arange(clip.total, dtype=np.float64)
         else:
             positions = np.linspace(0, clip.duration_s, count) * clip.fps
@@ -186,6 +185,17 @@ def _sample_glm4v(
     if max_frames is not None and len(frames) > max_frames:
         return np.linspace(0, last, max_frames, dtype=np.int64)
     return frames
+
+
+def _positions_at(clip: _Clip, fps: float) -> NDArray[np.float64]:
+    """Finds how many frames into the clip the instants are, but for those that add no frame."""
+    last = clip.total - 1
+    instants = max(float(np.floor(clip.duration_s * fps)), 1.0)
+    if fps >= 2 * clip.fps:  # Each frame is some instant's, however they are rounded.
+        last = math.ceil(min((instants - 1) * clip.fps / fps, last))
+        return np.arange(last + 1, dtype=np.float64)
+    until_last = last * (fps / clip.fps) + 2
+    return np.arange(int(min(instants, until_last)), dtype=np.float64) * clip.fps / fps
 
 
 def _by_time(clip: _Clip, wanted: int, *, step_s: float, end_s: float) -> NDArray[np.int64]:

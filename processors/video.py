@@ -55,9 +55,8 @@ class VideoProcessor:
             **overrides: Options over the files', by the names in ``VideoOptions``.
 
         Raises:
-            ValueError: If the folder or the files are not there, or are another processor's, or on
-                what ``VideoOptions`` and ``VideoSampling`` refuse, unknown names included; one
-                line, which names the file where it is to blame.
+            ValueError: If the folder or the files are not there or another processor's, or on what
+                ``VideoOptions`` and ``VideoSampling`` refuse; one line, with the file to blame.
         """
         read = folder_reader(folder)
         if (found := find_processor("video", folder, read)) is not None:
@@ -91,11 +90,13 @@ class VideoProcessor:
     ) -> VideoFeatures:
         """Samples, resizes, normalises and cuts clips.
 
+        Integer levels count as 0..255 and must hold those; booleans and uint16 are scaled by the
+        range of their type. Floating point counts as 0..255 unless ``do_rescale`` is False.
+
         Args:
             videos: A numpy array or torch tensor ``[frames, ...]`` with the channels first or last,
                 a list of frames (PIL images, arrays, tensors), a list of clips, or an array with a
-                batch axis. Frames that differ in size from their clip's first are brought to the
-                same size.
+                batch axis. Frames of another size than their clip's first are brought to that.
             video_metadata: A ``VideoMetadata`` or a mapping of its fields, or a list of one a clip.
                 Needed for sampling, and then of as many frames as the clip has.
             return_tensors: ``"pt"`` or ``"np"``.
@@ -105,8 +106,8 @@ class VideoProcessor:
             The reference's ``pixel_values_videos``, to float rounding, and ``video_grid_thw``.
 
         Raises:
-            ValueError: On what ``inputs.to_rgb``, ``VideoOptions`` or ``VideoSampling`` refuse, and
-                on metadata that are missing or another clip's.
+            ValueError: On what is no clip or could be read in two ways, other levels, NaN, metadata
+                that do not fit, and what ``VideoOptions`` or ``VideoSampling`` refuse.
             AspectRatioError: If a side is over 200 times the other.
         """
         return self._preprocess(
@@ -128,8 +129,8 @@ class VideoProcessor:
 
         Args:
             metadata: Of the clip.
-            fps: Frames a second to choose. Glm46V, which goes by its schedule, takes no notice, as
-                the reference; everywhere else it refuses an ``fps``.
+            fps: Frames a second to choose. Glm46V, which goes by its schedule, ignores it here, as
+                the reference, while ``preprocess`` refuses it.
             **overrides: Options for this call, by the names in ``VideoOptions``.
 
         Returns:
@@ -245,8 +246,7 @@ class GlmgaVideoProcessor(VideoProcessor):
     That is ``models/glmga/video_processing_glmga.py``.
 
     Args:
-        **options: See ``VideoOptions``, and ``size`` as the reference has it. Unknown names are
-            refused.
+        **options: See ``VideoOptions``, and ``size`` as the reference has it; no other name.
 
     Attributes:
         options: The options in force.

@@ -20,6 +20,7 @@ from processors import (
     GlmgaImageProcessor,
     GlmgaVideoProcessor,
 )
+from tests.support.checkpoints import in_one_file
 from tests.support.hub import REPO, FakeHub
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,28 @@ def test_a_checkpoint_without_processor_files_has_the_newest_familys() -> None:
         _, images, videos = create_complete_glm4v_vision_pipeline(str(GOLDENS / "checkpoint-glm4v"))
     assert warned[0].filename == __file__
     assert (type(images), type(videos)) == (GlmgaImageProcessor, GlmgaVideoProcessor)
+
+
+def test_the_processors_beside_a_checkpoints_one_file_are_its_own(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_one_file(checkpoint)
+    monkeypatch.chdir(checkpoint)
+    for location in (str(checkpoint / "model.safetensors"), "model.safetensors"):
+        _, images, videos = create_complete_glm4v_vision_pipeline(location)
+        assert (type(images), images.options.max_pixels) == (Glm46VImageProcessor, 40000)
+        assert (type(videos), videos.options.max_pixels) == (Glm46VVideoProcessor, 90000)
+    described = checkpoint / "preprocessor_config.json"
+    described.write_text("{")
+    with pytest.raises(ValueError, match=f"{described} is no JSON"):
+        create_complete_glm4v_vision_pipeline(str(checkpoint / "model.safetensors"))
+
+
+def test_a_checkpoint_without_a_video_file_is_told_to_the_caller(checkpoint: Path) -> None:
+    (checkpoint / "video_preprocessor_config.json").unlink()
+    with pytest.warns(UserWarning, match="describes no video processor") as warned:
+        create_complete_glm4v_vision_pipeline(str(checkpoint))
+    assert warned[0].filename == __file__
 
 
 def test_weights_and_processors_are_of_one_commit(

@@ -24,6 +24,7 @@ from pipeline.processor_files import Brought, brought_options
 from processors import ImageOptions, VideoOptions
 from processors.frame_patcher import clip_grid
 from processors.image import GlmgaImageProcessor
+from tests.support.checkpoints import in_one_file
 
 SHAPE = PRESETS["tiny"]
 FLAT = {
@@ -192,22 +193,48 @@ def test_without_a_video_file_the_image_processor_says_whose_rules_count(
     location = checkpoint(image_processor=image)
     options = found(location)
     assert (options.family, options.videos.max_pixels) == ("glm46v", 47_040_000)
-    line = f"patchflow: {location} brings no video processor: clips are sampled as by glm46v\n"
+    line = f"patchflow: {location} describes no video processor: clips take glm46v's defaults\n"
     assert capsys.readouterr().err == line
 
 
-def test_a_checkpoint_without_processors_has_the_newest_familys(checkpoint: Write) -> None:
-    options = found(checkpoint())
-    assert (options.family, options.videos.max_pixels) == ("glmga", 87_478_720)
+def test_without_an_image_file_the_familys_defaults_count(
+    checkpoint: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = {"video_processor_type": "Glm46VVideoProcessor", "max_pixels": 40_000}
+    location = checkpoint(video_processor=video)
+    options = found(location)
+    assert (options.images, options.videos.max_pixels) == (found().images, 40_000)
+    line = f"patchflow: {location} describes no image processor: images take glm46v's defaults\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_checkpoint_without_processors_has_the_newest_familys(
+    checkpoint: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location = checkpoint()
+    assert found(location) == found()
+    line = f"patchflow: {location} describes no processors: images and clips take glmga's defaults"
+    assert capsys.readouterr().err == line + "\n"
 
 
 def test_a_tower_alone_brings_no_processor(
     goldens: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tower = sorted((goldens / "checkpoint-glm46v").glob("*.safetensors"))[0]
+    folder = goldens / "checkpoint-glm46v"
+    tower = sorted(folder.glob("*.safetensors"))[0]
     options = processor_options(EmbedConfig(output="out"), brought_options(str(tower)), SHAPE)
     assert options == found()
-    assert "brings no video processor" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"patchflow: {folder} describes no processors: ")
+
+
+def test_processors_beside_a_checkpoints_one_file_are_its_own(checkpoint: Write) -> None:
+    video = {"video_processor_type": "Glm46VVideoProcessor", "max_pixels": 50_000}
+    location = checkpoint(image_processor={"max_pixels": 40_000}, video_processor=video)
+    by_folder = found(location)
+    assert found(str(in_one_file(Path(location)))) == by_folder
+    (Path(location) / FLAT["image_processor"]).write_text("{")
+    line = refusal(f"{location}/model.safetensors")
+    assert line.startswith(f"--encoder {location}/preprocessor_config.json is no JSON: ")
 
 
 FOREIGN = [

@@ -21,6 +21,7 @@ from pipeline.plan import plan_next
 from pipeline.record import record
 from pipeline.retry import retry
 from pipeline.tower import keep
+from tests.support.checkpoints import in_one_file
 from tests.support.hub import REPO, FakeHub
 
 
@@ -87,12 +88,8 @@ def test_an_original_that_is_gone_is_not_needed(begun: Begun, capsys) -> None:
 
 
 def test_an_original_in_one_file_that_is_gone_is_not_needed(tmp_path: Path, goldens: Path) -> None:
-    whole = tmp_path / "whole"
-    shutil.copytree(goldens / "checkpoint-glm46v", whole, ignore=shutil.ignore_patterns("model*"))
-    shards = (goldens / "checkpoint-glm46v").glob("*.safetensors")
-    save_file(
-        {n: t for path in shards for n, t in load_file(path).items()}, whole / "model.safetensors"
-    )
+    whole = shutil.copytree(goldens / "checkpoint-glm46v", tmp_path / "whole")
+    in_one_file(whole)
     begun = Begun(tmp_path, whole)
     shutil.rmtree(whole)
     assert begun.resume() == begun.what
@@ -157,6 +154,19 @@ def test_an_original_that_has_changed_is_another_one(
 ) -> None:
     change(begun.checkpoint)
     assert begun.resume().semantics[field] != begun.what.semantics[field]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [(another_budget, "max_pixels"), (a_file_more, "patch_expand_factor")]
+)
+def test_processor_files_beside_an_original_in_one_file_are_looked_at(
+    begun: Begun, tmp_path: Path, change: Callable[[Path], object], field: str
+) -> None:
+    whole = in_one_file(begun.checkpoint)
+    by_file = Begun(tmp_path / "by-file", whole)
+    assert by_file.what.semantics == begun.what.semantics
+    change(begun.checkpoint)
+    assert by_file.resume().semantics[field] != by_file.what.semantics[field]
 
 
 def test_files_that_were_only_touched_are_read_again_and_found_the_same(

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.processor_files import FLAT, NESTED, Write
+
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
@@ -52,3 +54,16 @@ def photos() -> list[Path]:
     # Photos, line art, grey, palette and transparency; all are in scikit-image's wheel.
     names = ("astronaut.png", "chelsea.png", "coins.png", "page.png", "logo.png", "rocket.jpg")
     return [data / name for name in names]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Write:
+    """A folder with what is given as the nested file and the flat ones."""
+
+    def write(*, nested: object = None, image: object = None, video: object = None) -> Path:
+        for name, content in ((NESTED, nested), (FLAT["image"], image), (FLAT["video"], video)):
+            if content is not None:
+                (tmp_path / name).write_text(json.dumps(content))
+        return tmp_path
+
+    return write

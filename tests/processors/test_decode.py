@@ -200,7 +200,7 @@ def test_wide_tiff_samples_are_scaled_by_their_type() -> None:
 def test_float_and_lab_tiff_are_unsupported() -> None:
     error = failure(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
     assert error.code == "unsupported_format"
-    assert "mode F are not supported" in error.message
+    assert "mode F are not supported: floating point has no level that is white" in error.message
     assert failure(encode(Image.new("LAB", (4, 4)), "TIFF")).code == "unsupported_format"
 
 

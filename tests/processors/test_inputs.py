@@ -54,6 +54,12 @@ def test_alpha_is_composited_on_white() -> None:
     np.testing.assert_allclose(unit[0, 0] * 255, [206, 224, 244], rtol=1e-6)
 
 
+def test_premultiplied_grey_is_composited_on_white() -> None:
+    grey = Image.new("LA", (3, 3), (100, 51))  # a fifth opaque
+    assert convert(grey.convert("La"))[0, 0].tolist() == [224, 224, 224]
+    np.testing.assert_array_equal(convert(grey.convert("La")), convert(grey))
+
+
 def test_wide_pillow_modes_are_scaled_not_clipped() -> None:
     values = np.array([[0, 32768, 65535]], np.uint16)
     assert convert(Image.fromarray(values))[0, :, 0].tolist() == [0, 128, 255]
@@ -104,7 +110,11 @@ def test_input_data_format_decides() -> None:
         (None, {}, "got NoneType"),
         (Image.new("RGBA", (4, 4)), {"do_convert_rgb": False}, "got mode RGBA"),
         (np.zeros((9, 9), np.uint8), {"do_convert_rgb": False}, "three channels, got 1"),
-        (Image.new("LAB", (4, 4)), {}, "mode LAB are not supported"),
+        (
+            Image.new("LAB", (4, 4)),
+            {},
+            "mode LAB are not supported: Lab needs a colour profile; convert to 8-bit RGB first",
+        ),
     ],
 )
 def test_refused(image: Any, options: dict[str, Any], message: str) -> None:

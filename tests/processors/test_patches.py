@@ -96,8 +96,10 @@ def test_transposed_frames_need_no_copy_before() -> None:
         ((2, 0, 28, 3), "got 0 x 28"),
         ((3, 28, 28, 3), "multiple of temporal_patch_size = 2, got 3"),
         ((0, 28, 28, 3), "multiple of temporal_patch_size = 2, got 0"),
+        ((28, 28, 3), r"four dimensions, .*, got shape \(28, 28, 3\); .* as image\[None\]"),
+        ((1, 2, 28, 28, 3), r"got shape \(1, 2, 28, 28, 3\)"),
     ],
 )
-def test_what_does_not_divide_is_refused(shape: tuple[int, ...], message: str) -> None:
+def test_what_cannot_be_cut_is_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         patchify(np.zeros(shape, np.uint8))

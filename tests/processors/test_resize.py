@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from processors import AspectRatioError, resize_pil, resize_torch, smart_resize
+from processors import (
+    AspectRatioError,
+    GlmgaImageProcessor,
+    ImageOptions,
+    resize_pil,
+    resize_torch,
+    smart_resize,
+)
+from processors.resize import target_size
+
+IMAGE = np.zeros((30, 30, 3), np.uint8)
 
 
 def test_matches_the_reference(resize_case: dict[str, Any]) -> None:
@@ -40,10 +52,38 @@ def test_the_ratio_limit_is_inclusive() -> None:
         smart_resize(2, 28, 5602)
 
 
-@pytest.mark.parametrize("size", [(0, 10), (10, 0), (-1, 10)])
-def test_empty_sides_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"got {size[0]} x {size[1]}"):
+@pytest.mark.parametrize(
+    "size", [(0, 10), (10, 0), (-1, 10), (100.5, 10), (10, math.nan), (math.inf, 10), ("56", 56)]
+)
+def test_sides_that_no_image_has_are_refused(size: tuple[Any, Any]) -> None:
+    message = re.escape(f"whole number of pixels a side, at least one, got {size[0]!r} x {size[1]}")
+    with pytest.raises(ValueError, match=message):
         smart_resize(2, *size)
+    for options in (ImageOptions(), ImageOptions(do_resize=False)):
+        with pytest.raises(ValueError, match=f"got {size[0]!r} x {size[1]}"):
+            target_size(2, *size, options)
+    for processor in (GlmgaImageProcessor(), GlmgaImageProcessor(do_resize=False)):
+        with pytest.raises(ValueError, match=f"got {size[0]!r} x {size[1]}"):
+            processor.get_number_of_image_patches(*size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"factor": 0}, "factor must be an integer of at least 1, got 0"),
+        ({"factor": 28.5}, "factor must be an integer of at least 1, got 28.5"),
+        ({"temporal_factor": 0}, "temporal_factor must be an integer of at least 1, got 0"),
+        ({"num_frames": 2.5}, "num_frames must be an integer of at least 1, got 2.5"),
+        ({"num_frames": 1}, r"at least temporal_factor \(2\), got 1; repeat the last frame"),
+        ({"min_pixels": 9, "max_pixels": 8}, "at most max_pixels, .* got 9 and 8"),
+        ({"min_pixels": math.nan}, "got nan and 9633792"),
+        ({"min_pixels": 0, "max_pixels": 0}, "got 0 and 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        smart_resize(**{"num_frames": 2, "height": 56, "width": 56} | options)
 
 
 @given(
@@ -92,6 +132,19 @@ def test_torchs_nearest_is_the_exact_one() -> None:
     resized = resize_torch(image, height=2, width=1, resample=nearest)
     assert resized[:, 0, 0].tolist() == [2, 6]
     np.testing.assert_array_equal(resized, resize_pil(image, height=2, width=1, resample=nearest))
+
+
+def test_a_filter_that_torch_lacks_is_refused() -> None:
+    message = "resample=LANCZOS is not among torch's NEAREST, BILINEAR, BICUBIC; use resize_pil"
+    with pytest.raises(ValueError, match=message):
+        resize_torch(IMAGE, height=28, width=28, resample=Image.Resampling.LANCZOS)
+
+
+@pytest.mark.parametrize("resize", [resize_torch, resize_pil])
+@pytest.mark.parametrize("size", [(0, 28), (28, 0), (28.5, 28)])
+def test_sizes_that_no_image_has_are_refused(resize: Any, size: tuple[Any, Any]) -> None:
+    with pytest.raises(ValueError, match=f"at least one, got {size[0]} x {size[1]}"):
+        resize(IMAGE, height=size[0], width=size[1])
 
 
 def test_torch_takes_read_only_arrays() -> None:

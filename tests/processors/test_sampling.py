@@ -138,6 +138,30 @@ def test_frames_by_time_are_those_that_a_look_at_every_frame_finds(
         assert indices[-1] == (found[-1] if len(found) < number else total - 1)
 
 
+@given(
+    total=st.integers(1, 1000),
+    rate=st.floats(0.1, 240) | st.sampled_from([24.0, 25.0, 30000 / 1001]),
+    duration=st.floats(0.01, 40),
+    wanted=st.floats(0.05, 500) | st.sampled_from([24.0, 48.0, 50.0, 60.0]),
+)
+def test_glm4vs_frames_are_those_that_a_look_at_every_instant_finds(
+    total: int, rate: float, duration: float, wanted: float
+) -> None:
+    instants = range(max(int(duration * wanted), 1))
+    found = {min(total - 1, math.ceil(i * rate / wanted)) for i in instants}
+    indices = chosen(total, rate, duration, family="glm4v", fps=wanted)
+    assert sorted(set(indices)) == sorted(found)
+
+
+@pytest.mark.parametrize("wanted", [1e9, 1e308])
+@pytest.mark.parametrize("max_duration", [5, 300, 1e9])
+def test_any_rate_costs_what_the_clips_frames_do(wanted: float, max_duration: float) -> None:
+    """A timestamp for each of the instants would take 80 gigabytes."""
+    options = {"fps": wanted, "max_duration": max_duration}
+    assert chosen(300, 30, 10, family="glm4v", **options) == [*range(300)]
+    assert VideoSampling(family="glm4v", **options).most_frames >= 300
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("metadata", "message"),
@@ -212,7 +236,11 @@ def test_a_sampling_can_be_sent_to_a_process_without_torch() -> None:
     ("value", "message"),
     [
         (None, "metadata are a VideoMetadata or a mapping, got NoneType"),
-        ({"fps": 24}, "metadata need total_num_frames, and may have duration, fps, .*; got fps"),
+        (
+            {"fps": 24},
+            "metadata need total_num_frames, and may have duration, fps, frames_indices, height, "
+            "video_backend, width; got fps",
+        ),
         ({"total_num_frames": 3, "rate": 24}, "got total_num_frames, rate"),
     ],
     ids=str,

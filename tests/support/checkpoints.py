@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from encoder import Glm4vVisionConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,6 +34,18 @@ def write_sparse(path: Path, shapes: Shapes, dtype: str, item_bytes: int) -> dic
         file.truncate(data_start + offset)
     places = {name: data_start + entry["data_offsets"][0] for name, entry in header.items()}
     return {**places, "": data_start}
+
+
+def in_one_file(folder: Path) -> Path:
+    """Puts the shards of a checkpoint together, and returns the file that they become."""
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        tensors |= load_file(path)
+        path.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    whole = folder / "model.safetensors"
+    save_file(tensors, whole)
+    return whole
 
 
 def write_config(folder: Path, config: Glm4vVisionConfig) -> None:
