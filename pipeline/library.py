@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from processors.video import VideoProcessor
 
 
 def create_complete_glm4v_vision_pipeline(
-    location: str | None = None,
+    location: str | os.PathLike[str] | None = None,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -57,6 +59,7 @@ def create_complete_glm4v_vision_pipeline(
         CheckpointError: The checkpoint has no usable tower.
         Exception: Storage's own, where it fails.
     """
+    checkpoint = None
     if location is None:
         model = create_encoder(device=device, dtype=dtype, seed=seed, **config)
     elif config:
@@ -64,11 +67,19 @@ def create_complete_glm4v_vision_pipeline(
             f"location={location!r} brings its own configuration: leave out {', '.join(config)}"
         )
     else:
-        if location not in PRESETS:
-            location = pin_location(location)  # Weights and processors are of one commit.
-        model = load_encoder(location, device=device, dtype=dtype, seed=seed)
-    checkpoint = None if location in PRESETS else location
+        checkpoint = _checkpoint(location)
+        model = load_encoder(checkpoint or location, device=device, dtype=dtype, seed=seed)
     return model, *_processors(checkpoint, _sizes(model.config))
+
+
+def _checkpoint(location: str | os.PathLike[str]) -> str | None:
+    """Where weights and processors are read from, of one commit; None for a preset's name."""
+    if isinstance(location, str) and location in PRESETS:
+        return None
+    # Or else a folder that is called like a preset would be taken for it.
+    if isinstance(location, os.PathLike):
+        return str(Path(location).absolute())
+    return pin_location(location)
 
 
 def _sizes(config: Glm4vVisionConfig) -> dict[str, int]:

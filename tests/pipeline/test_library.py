@@ -130,6 +130,20 @@ def test_weights_and_processors_are_of_one_commit(
     assert all(first in path for path in hub.paths()[1:])
 
 
+def test_a_path_is_a_folder_even_where_it_is_called_like_a_preset(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint.rename(checkpoint.with_name("tiny")).parent)
+    _, images, _ = create_complete_glm4v_vision_pipeline(Path("tiny"))
+    assert type(images) is Glm46VImageProcessor
+
+
+@pytest.mark.parametrize("location", [{}, PRESETS["tiny"], 5])
+def test_what_is_no_location_is_told_what_one_is(location: Any) -> None:
+    with pytest.raises(ValueError, match="location"):
+        create_complete_glm4v_vision_pipeline(location)
+
+
 def test_a_location_and_a_configuration_are_one_too_many() -> None:
     with pytest.raises(ValueError, match="location='tiny' brings its own configuration: leave out"):
         create_complete_glm4v_vision_pipeline("tiny", depth=2)
