@@ -13,7 +13,7 @@ ARCHITECTURES = ("glm4v", "glm4v_moe", "glm46v", "glmga")
 _ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
 # Head counts that an error proposes; the default's width has 16, others over 50.
 _MAX_PROPOSED = 8
-# Far over any tower's; counting shapes or heads with more would take all memory, or for ever.
+# Far over any tower's; counting shapes or heads with more would take all memory, or never end.
 _LARGEST = {"depth": 1000, "hidden_size": 2**20}
 
 

@@ -12,7 +12,7 @@ _LOCATION = re.compile(
     r"(?:@(?P<revision>refs/pr/\d+|refs/convert/\w+|[^/]+))?(?P<rest>/.*)?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w.-]+)?")
 
 
 def pin_location(location: str | os.PathLike[str]) -> str:

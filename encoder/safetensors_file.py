@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from encoder.describe import describe
 
@@ -82,6 +83,10 @@ def open_location(location: str) -> tuple[Filesystem, str]:
     Raises:
         CheckpointError: No filesystem for the URL, or its package is missing.
     """
+    if "://" not in location:
+        # fsspec takes `::` in a plain path for a chain of file systems.
+        fs = LocalFileSystem()
+        return fs, fs._strip_protocol(location).rstrip("/")
     try:
         fs, path = url_to_fs(location)
     except (ValueError, ImportError) as error:

@@ -15,7 +15,7 @@ from encoder.reference import attention, normalized, reference_features
 # itself 8e-7 in float32 and 3e-3 in bfloat16; a tower's worst token 1e-6 and 9e-3 with one layer,
 # 3e-6 and 3e-2 with 24, growing with the root of the depth. Allowed is about four times that.
 _FULL_BOUND = 1e-4
-_HALF_BOUND = 2.5  # Times the epsilon of products, times the root of how often is rounded.
+_HALF_BOUND = 2.5  # Times the epsilon of products, times the root of how often it rounds.
 _TF32_EPSILON = 2.0**-10
 # Times what rounding alone does to the reference with these weights. Healthy on a CPU, with sharp
 # attention or one large channel, as trained towers may have: 0.6 to 2.6.

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
-from pipeline import layout
 from pipeline.cluster import choose_device, in_cluster, ray_running
 from pipeline.commit import recover
 from pipeline.config import EmbedConfig, slice_of
 from pipeline.errors import StorageError, UsageError
 from pipeline.identity import Identity, identity
 from pipeline.known import PlanReport
-from pipeline.location import join
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of
-from pipeline.origin import Encoder
 from pipeline.plan import check_layout, plan_next
 from pipeline.record import check_resumable, record, recorded
 from pipeline.shard_size import check_shard_size, default_shard_rows
 from pipeline.storage import output_root, storage_for
 from pipeline.summary import Summary
-from pipeline.tower import find_damage, keep
+from pipeline.tower import mend
 
 
 def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summary:
@@ -43,8 +39,9 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
     config = replace(config, output=output_root(config.output))
 
     def prepare() -> tuple[Identity, list[Generation]]:
-        kept = _kept(config.output)
-        what = identity(config, choose_device(config.device), kept)
+        run = recorded(config.output)
+        begun_with = None if run is None else run.encoder
+        what = identity(config, choose_device(config.device), begun_with)
         begun = check_resumable(config.output, what.semantics)
         existing, default = generations(config.output), default_shard_rows(what)
         check_shard_size(existing[0].shard_rows if existing else config.shard_rows or default, what)
@@ -53,8 +50,6 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
         on_plan(report)
         if not begun:
             record(config, what)
-        elif kept is None:
-            keep(config.output, what.encoder)
         return what, planned
 
     return embed_open(config, prepare)
@@ -74,11 +69,14 @@ def embed_open(
     with ExitStack() as stack:
         if in_cluster():
             stack.enter_context(ray_running(verbose=config.verbose))
+        begun = recorded(config.output) is not None
         what, planned = prepare()
         scope = f"what is planned of shards {config.shards}" if config.shards else "every item"
         summary = Summary(output=config.output, run=_run_name(), encoder=what.encoder, scope=scope)
         shards = _open_shards(config, planned)
         if shards:
+            if begun:
+                mend(config.output, what.encoder)
             if not in_cluster():
                 stack.enter_context(ray_running(verbose=config.verbose))
             from pipeline.drive import drive  # noqa: PLC0415 (nothing to do needs no Ray)
@@ -86,19 +84,6 @@ def embed_open(
             drive(config, what, shards, planned[0], summary)
     summary.seconds = time.monotonic() - started
     return summary
-
-
-def _kept(output: str) -> Encoder | None:
-    """The encoder that an output was begun with, if it keeps all that is needed of it."""
-    run = recorded(output)
-    if run is None:
-        return None
-    damage = find_damage(output, run.encoder)
-    if damage is None:
-        return run.encoder
-    name = join(output, layout.encoder(run.encoder.digest))
-    print(f"patchflow: {name} {damage}: --encoder is read again", file=sys.stderr)
-    return None
 
 
 def _plan(config: EmbedConfig, default_rows: int) -> tuple[PlanReport, list[Generation]]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import layout, schema
+from pipeline import schema
 from pipeline.attempts import MOST_DEATHS, OwnAttempts
 from pipeline.block import Block, Failure, Levels, PackCounts
 from pipeline.config import (
@@ -26,9 +26,9 @@ from pipeline.config import (
     Pool,
 )
 from pipeline.identity import Identity
-from pipeline.location import join
 from pipeline.packs import PackedEncoder, is_device_error
 from pipeline.progress import Counts, tell_shard
+from pipeline.tower import tower_of
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -58,7 +58,7 @@ class EncodeConfig:
         A checkpoint is read from the copy that the output keeps: the one that was fingerprinted.
         """
         encoder = what.encoder
-        kept = join(config.output, layout.encoder(encoder.digest))
+        kept = tower_of(config.output, encoder)
         return cls(
             location=encoder.location if encoder.random else kept,
             seed=config.seed,

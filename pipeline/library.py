@@ -54,8 +54,8 @@ def create_complete_glm4v_vision_pipeline(
         The model, in eval mode and without gradients; its image processor; its video processor.
 
     Raises:
-        ValueError: Config fields beside a location, an unknown one, or one out of range; or the
-            checkpoint's processor files are broken, or another family's.
+        ValueError: Config fields beside a location, an unknown one, or one out of range; a tower of
+            other than three channels; processor files that are broken, or another family's.
         CheckpointError: The checkpoint has no usable tower.
         Exception: Storage's own, where it fails.
     """
@@ -69,6 +69,11 @@ def create_complete_glm4v_vision_pipeline(
     else:
         checkpoint = _checkpoint(location)
         model = load_encoder(checkpoint or location, device=device, dtype=dtype, seed=seed)
+    if model.config.in_channels != 3:
+        raise ValueError(
+            f"in_channels={model.config.in_channels}: the processors make patches of 3 channels; "
+            "without them, create_glm4v_vision_encoder takes any number"
+        )
     return model, *_processors(checkpoint, _sizes(model.config))
 
 

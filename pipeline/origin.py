@@ -20,7 +20,6 @@ Versions = Mapping[str, str | None]
 """By a file's name, what another file of that name would not have; None where there is none."""
 
 _WHOLE: Final = "model.safetensors"  # Read before any shards.
-_FILE_NAMES: Final = ("config.json", _WHOLE, f"{_WHOLE}.index.json", *pretrained.FILES)
 # What the file systems of fsspec tell of a file's content, in the order of preference.
 _MARKS: Final = ("ETag", "etag", "md5Hash", "mtime", "LastModified")
 
@@ -50,10 +49,12 @@ def absolute(location: str) -> str:
 
 def versions_of(tensors: VisionTensors) -> Versions:
     """What tells the files of a checkpoint from later ones; nothing of a commit, which stays."""
-    if tensors.location.startswith("hf://"):
+    location = tensors.location
+    if location.startswith("hf://") and not location.startswith("hf://buckets/"):
         return {}
     shards = {PurePosixPath(entry.path).name for entry in tensors.entries.values()}
-    return _look(tensors.location, sorted({*shards, *_FILE_NAMES}))
+    others = () if location.endswith(".safetensors") else (_WHOLE, f"{_WHOLE}.index.json")
+    return _look(location, sorted({*shards, *others, "config.json", *pretrained.FILES}))
 
 
 def has_changed(encoder: Encoder, output: str) -> bool:
@@ -66,6 +67,8 @@ def has_changed(encoder: Encoder, output: str) -> bool:
         encoder: That of a checkpoint.
         output: Location of the output that keeps it.
     """
+    if not encoder.versions:
+        return False
     try:
         now = _look(encoder.location, encoder.versions)
     except Exception as error:  # Every file system of fsspec's has exceptions of its own.
@@ -96,4 +99,4 @@ def _version(fs: Any, path: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     mark = next((str(found[name]) for name in _MARKS if found.get(name) is not None), "")
-    return f"{found['size']} {mark}"
+    return f"{found.get('size')} {mark}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,8 +43,12 @@ class Brought:
 
 
 @contextmanager
-def reading(location: str) -> Iterator[None]:
+def reading(location: str, what: str = "--encoder") -> Iterator[None]:
     """Says in a line what is wrong with a checkpoint, or with the storage that it lies on.
+
+    Args:
+        location: Where it is.
+        what: What the line calls it.
 
     Raises:
         UsageError: It is no checkpoint that can be used.
@@ -55,12 +58,12 @@ def reading(location: str) -> Iterator[None]:
         yield
     except CheckpointError as error:
         hint = "" if "/" in location else f" (nor is it a preset: {', '.join(PRESETS)})"
-        raise UsageError(f"--encoder {error}{hint}") from error
+        raise UsageError(f"{what} {error}{hint}") from error
     except PatchflowError:
         raise
     except Exception as error:  # Every file system of fsspec's has exceptions of its own.
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise StorageError(f"--encoder {location}: {reason}") from error
+        raise StorageError(f"{what} {location}: {reason}") from error
 
 
 def brought_options(checkpoint: str) -> Brought:
@@ -94,9 +97,12 @@ def brought_options(checkpoint: str) -> Brought:
 
 def folder_of(checkpoint: str) -> str:
     """Where a checkpoint's other files lie, if it is its one file of weights that is named."""
-    if checkpoint.endswith(".safetensors"):
-        return os.path.dirname(checkpoint) or "."  # noqa: PTH120 (Path would take `//` for `/`)
-    return checkpoint
+    if not checkpoint.endswith(".safetensors"):
+        return checkpoint
+    folder, slash, _ = checkpoint.rpartition("/")
+    if not slash:
+        return "."
+    return folder if folder and folder[-1] not in ":/" else f"{folder}/"
 
 
 def read_files(folder: str) -> dict[str, bytes]:

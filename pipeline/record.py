@@ -18,7 +18,7 @@ from pipeline.origin import Encoder
 from pipeline.processor_files import Brought
 from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
-from pipeline.tower import find_damage, keep
+from pipeline.tower import keep
 
 SCHEMA_VERSION = 4
 
@@ -122,8 +122,7 @@ def check_resumable(output: str, semantics: dict[str, Any]) -> bool:
 def record(config: EmbedConfig, identity: Identity) -> None:
     """Writes `run.json`, and before it the vision tower of a checkpoint."""
     encoder, storage = identity.encoder, storage_for(config.output)
-    if find_damage(config.output, encoder):  # Another driver may be keeping it.
-        keep(config.output, encoder)
+    keep(config.output, encoder)
     run = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint(identity.semantics),

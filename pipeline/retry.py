@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from tenacity import retry as attempt
 from tenacity import retry_if_exception_type, stop_after_attempt
 
-from pipeline import layout
 from pipeline.ahead import ahead
 from pipeline.cluster import choose_device
 from pipeline.config import RetryConfig
@@ -30,7 +29,6 @@ from pipeline.states import failures, newest_of
 from pipeline.status import marked, planned
 from pipeline.storage import output_root, storage_for
 from pipeline.summary import Summary
-from pipeline.tower import find_damage
 
 
 @dataclass
@@ -64,11 +62,6 @@ def retry(config: RetryConfig, *, on_plan: Callable[[RetryReport], None]) -> Sum
     if run is None:
         on_plan(RetryReport())
         return None
-    if damage := find_damage(output, run.encoder):
-        raise StorageError(
-            f"{join(output, layout.encoder(run.encoder.digest))} {damage}; `embed` with the same "
-            "--encoder makes it again"
-        )
     recipe = run.embed_config(config, output)
 
     def prepare() -> tuple[Identity, list[Generation]]:

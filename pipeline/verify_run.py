@@ -10,10 +10,11 @@ from pipeline import layout
 from pipeline.errors import PatchflowError
 from pipeline.identity import fingerprint
 from pipeline.location import DIGEST_BYTES, file_digest, join
+from pipeline.origin import Encoder
 from pipeline.processor_files import reading
 from pipeline.record import Recorded, recorded
 from pipeline.storage import storage_for
-from pipeline.tower import find_damage
+from pipeline.tower import find_damage, tower_of
 
 
 def check_run(output: str, breaches: list[str], *, begun: bool) -> Recorded | None:
@@ -33,7 +34,7 @@ def check_run(output: str, breaches: list[str], *, begun: bool) -> Recorded | No
     if run.encoder.random:
         if name != preset_digest(run.encoder.config, run.seed or 0):
             breaches.append(f"{layout.RUN}: its seed does not make its encoder")
-    elif reason := find_damage(output, run.encoder) or _difference(output, name):
+    elif reason := find_damage(output, run.encoder) or _difference(output, run.encoder):
         breaches.append(f"{layout.encoder(name)} {reason}")
     return run
 
@@ -48,11 +49,12 @@ class _Hash:
         self.hash.update(data)
 
 
-def _difference(output: str, digest: str) -> str | None:
+def _difference(output: str, encoder: Encoder) -> str | None:
     """Whether a sound tower is not, byte for byte, what `tower.keep` wrote."""
-    tower, expected = join(output, layout.encoder(digest)), _Hash()
-    with reading(tower):
+    tower, expected = tower_of(output, encoder), _Hash()
+    with reading(tower, what="the kept encoder"):
         write_vision_tower(vision_tensors(tower), cast(BinaryIO, expected))
-        with storage_for(tower).open(tower) as file:
-            same = file_digest(file) == expected.hash.hexdigest()
+    place = join(output, layout.encoder(encoder.digest))
+    with storage_for(place).open(place) as file:
+        same = file_digest(file) == expected.hash.hexdigest()
     return None if same else "is not as it was kept"

@@ -1,7 +1,7 @@
 """Which frames of a clip its model family looks at.
 
 The reference's rules, to the last rounding, at a cost that depends on the frames chosen and not on
-those that the clip has or claims to have.
+those that the clip has or claims to have. Rates and durations of other types count as floats.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_a_name_on_the_hub_is_told_how_to_write_it(
         with pytest.raises(CheckpointError, match=f"no config.json there; .* write hf://{name}$"):
             read(name)
     (tmp_path / name).mkdir(parents=True)
-    for place in (name, f"./{name}", str(tmp_path / "org" / "name")):
+    for place in (name, f"./{name}", "./glm", "../glm", str(tmp_path / "org" / "name")):
         with pytest.raises(CheckpointError, match=r"no config\.json there$"):
             load_encoder(place)
 

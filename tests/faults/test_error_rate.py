@@ -73,7 +73,9 @@ def test_past_the_error_rate_a_run_stops_early_with_the_top_codes_and_can_be_res
     assert len(output.rows("errors")) == 9 * SHARD_ROWS
 
 
-@pytest.mark.parametrize(("rate", "code"), [(1.0, 0), (0.9, 3)])
+@pytest.mark.parametrize(
+    ("rate", "code"), [(1.0, 0), pytest.param(0.9, 3, marks=pytest.mark.whole)]
+)
 def test_nothing_but_broken_photos_and_clips_end_in_a_summary_by_code(
     rate: float, code: int, broken, commands, output_at, tmp_path, score
 ) -> None:

@@ -157,8 +157,9 @@ def test_a_rate_is_refused_where_the_clips_length_decides_it(media, commands, tm
     """By the processor's type: the model's would do with any."""
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(Path(__file__).parents[1] / "goldens" / "checkpoint-glm46v", checkpoint)
-    processor = {"video_processor_type": "Glm46VVideoProcessor"}
-    (checkpoint / "video_preprocessor_config.json").write_text(json.dumps(processor))
+    for prefix, kind in (("", "Image"), ("video_", "Video")):
+        processor = {f"{kind.lower()}_processor_type": f"Glm46V{kind}Processor"}
+        (checkpoint / f"{prefix}preprocessor_config.json").write_text(json.dumps(processor))
     args = ("--encoder", checkpoint, "--fps", 1, "--output", tmp_path / "output")
     done = commands.run("embed", media.folder, *args)
     assert (done.code, done.out) == (2, ""), str(done)

@@ -112,7 +112,7 @@ class Refused:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=name)
+        pytest.param(case, id=name, marks=[pytest.mark.whole] * (name == "no server"))
         for name, case in {
             "missing bucket": Refused(2, "no-such-bucket", source="s3://no-such-bucket/photos"),
             "missing prefix": Refused(2, "s3://media/not here", source="s3://media/not here"),

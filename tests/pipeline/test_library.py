@@ -149,6 +149,11 @@ def test_a_location_and_a_configuration_are_one_too_many() -> None:
         create_complete_glm4v_vision_pipeline("tiny", depth=2)
 
 
+def test_a_tower_that_no_processor_cuts_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="in_channels=1: the processors make patches of 3"):
+        create_complete_glm4v_vision_pipeline(**SMALL, in_channels=1)
+
+
 def test_unknown_fields_are_told_the_names() -> None:
     with pytest.raises(ValueError, match=r"unknown field merge_size=2; the fields are depth, hid"):
         create_complete_glm4v_vision_pipeline(merge_size=2)

@@ -13,14 +13,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import pipeline.identity
-from pipeline.config import EmbedConfig, RetryConfig
-from pipeline.embed import _kept
-from pipeline.errors import StorageError, UsageError
+from pipeline.config import EmbedConfig
+from pipeline.errors import UsageError
 from pipeline.identity import Identity, identity
-from pipeline.plan import plan_next
-from pipeline.record import record
-from pipeline.retry import retry
-from pipeline.tower import keep
+from pipeline.record import record, recorded
+from pipeline.storage import output_root
+from pipeline.tower import mend
 from tests.support.checkpoints import in_one_file
 from tests.support.hub import REPO, FakeHub
 
@@ -36,14 +34,14 @@ class Begun:
 
     def resume(self, encoder: str | None = None, **options: object) -> Identity:
         config = self._config(encoder or str(self.checkpoint), **options)
-        kept = _kept(config.output)
-        what = identity(config, "cpu", kept)
-        if kept is None:
-            keep(config.output, what.encoder)
+        run = recorded(config.output)
+        assert run is not None
+        what = identity(config, "cpu", run.encoder)
+        mend(config.output, what.encoder)
         return what
 
     def _config(self, encoder: str, **options: object) -> EmbedConfig:
-        return EmbedConfig(output=str(self.output), encoder=encoder, **options)  # type: ignore[arg-type]
+        return EmbedConfig(output=output_root(str(self.output)), encoder=encoder, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -93,6 +91,24 @@ def test_an_original_in_one_file_that_is_gone_is_not_needed(tmp_path: Path, gold
     begun = Begun(tmp_path, whole)
     shutil.rmtree(whole)
     assert begun.resume() == begun.what
+
+
+def test_a_tower_that_is_gone_from_beside_a_whole_model_is_not_needed(begun: Begun) -> None:
+    folder = begun.checkpoint.with_name("towers")
+    folder.mkdir()
+    for name in ("tower.safetensors", "model.safetensors"):
+        shutil.copy(begun.tower, folder / name)
+    again = Begun(folder, folder / "tower.safetensors")
+    (folder / "tower.safetensors").unlink()
+    assert again.resume() == again.what
+
+
+def test_a_copy_is_read_from_an_output_of_any_name(tmp_path: Path, goldens: Path, capsys) -> None:
+    for name in ("a::b", os.fsdecode(b"caf\xe9")):
+        begun = Begun(tmp_path / name, goldens / "checkpoint-glm46v")
+        capsys.readouterr()
+        assert begun.resume() == begun.what
+        assert capsys.readouterr().err == ""
 
 
 def test_weights_that_are_gone_beside_their_config_are_not_needed(begun: Begun) -> None:
@@ -236,14 +252,6 @@ def test_a_copy_that_is_damaged_is_made_again(
     assert begun.tower.read_bytes() == content
 
 
-def test_a_retry_on_a_damaged_copy_says_what_makes_it_again(begun: Begun, goldens: Path) -> None:
-    planned = EmbedConfig(output=str(begun.output), inputs=(str(goldens / "image0.png"),))
-    plan_next(planned, planned.output, 1)
-    flip_a_bit(begun.tower)
-    with pytest.raises(StorageError, match="is not the encoder that was recorded; `embed` with"):
-        retry(RetryConfig(output=planned.output), on_plan=lambda _: None)
-
-
 def test_shards_in_place_of_which_there_is_one_file_have_changed(begun: Begun) -> None:
     tensors = {}
     for path in begun.checkpoint.glob("*.safetensors"):
@@ -264,8 +272,8 @@ def test_without_copy_and_original_there_is_nothing_to_go_on_with(begun: Begun) 
 def test_a_checkpoint_that_changes_while_it_is_copied_is_refused(begun: Begun) -> None:
     begun.tower.unlink()
     other_weights(begun.checkpoint)
-    with pytest.raises(UsageError, match="was changed while it was read"):
-        keep(str(begun.output), begun.what.encoder)
+    with pytest.raises(UsageError, match="is not the encoder any more that was fingerprinted"):
+        mend(str(begun.output), begun.what.encoder)
     assert not begun.tower.exists()
 
 
