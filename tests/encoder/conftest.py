@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from encoder import Glm4vVisionConfig, Glm4vVisionModel
-from tests.support.towers import random_model
+from tests.support.towers import SMALL, random_model
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 
@@ -25,16 +25,7 @@ def goldens() -> Path:
 
 @pytest.fixture
 def small_config() -> Glm4vVisionConfig:
-    """Two blocks of two heads, and a position table of 4 by 4."""
-    return Glm4vVisionConfig(
-        depth=2,
-        hidden_size=32,
-        num_heads=2,
-        image_size=56,
-        out_hidden_size=24,
-        intermediate_size=40,
-        attention_bias=True,
-    )
+    return SMALL
 
 
 @pytest.fixture

@@ -23,18 +23,7 @@ from tests.parity.reference import (
     run_reference,
     worst_error,
 )
-from tests.support.towers import random_model
-
-# Two blocks of two heads, and a position table of 4 by 4.
-SMALL = Glm4vVisionConfig(
-    depth=2,
-    hidden_size=32,
-    num_heads=2,
-    image_size=56,
-    out_hidden_size=24,
-    intermediate_size=40,
-    attention_bias=True,
-)
+from tests.support.towers import SMALL, random_model
 
 SHAPES = {
     "one token": [(1, 2, 2)],

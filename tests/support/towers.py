@@ -6,6 +6,17 @@ import torch
 
 from encoder import Glm4vVisionConfig, Glm4vVisionModel
 
+# Two blocks of two heads, and a position table of 4 by 4.
+SMALL = Glm4vVisionConfig(
+    depth=2,
+    hidden_size=32,
+    num_heads=2,
+    image_size=56,
+    out_hidden_size=24,
+    intermediate_size=40,
+    attention_bias=True,
+)
+
 
 def random_model(config: Glm4vVisionConfig, seed: int = 0) -> Glm4vVisionModel:
     """A model none of whose weights is trivial, biases and norms included."""
