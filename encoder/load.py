@@ -9,7 +9,6 @@ from encoder.byte_ranges import PART_BYTES
 from encoder.config import PRESETS, Glm4vVisionConfig
 from encoder.model import Glm4vVisionModel
 from encoder.presets import random_tensors
-from encoder.safetensors_file import CheckpointError
 from encoder.weights import VisionTensors, vision_tensors
 
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -48,7 +47,7 @@ def load_encoder(
     if isinstance(location, str) and location in PRESETS:
         return random_encoder(PRESETS[location], device=device, dtype=dtype, seed=seed)
     _check_dtype(dtype)
-    found = _open(location)
+    found = vision_tensors(location)
     model = Glm4vVisionModel(found.config, device="meta", dtype=dtype)
     weights = {
         name: torch.empty(target.shape, device=device, dtype=target.dtype)
@@ -81,15 +80,6 @@ def _check_dtype(dtype: torch.dtype) -> None:
         raise ValueError(
             f"dtype={dtype!r} is not supported; torch.float32, torch.bfloat16, torch.float16 are"
         )
-
-
-def _open(location: str | os.PathLike[str]) -> VisionTensors:
-    try:
-        return vision_tensors(location)
-    except CheckpointError as error:
-        if not isinstance(location, str) or "/" in location:
-            raise
-        raise CheckpointError(f"{error} (nor is it a preset: {', '.join(PRESETS)})") from error
 
 
 def _read(found: VisionTensors) -> Iterator[_Piece]:

@@ -21,7 +21,6 @@ from encoder.attention import Segments, attend
 from encoder.config import Glm4vVisionConfig
 from encoder.describe import describe
 from encoder.grids import read_grids
-from encoder.packing import segments_of
 from encoder.patch_embed import PatchEmbed
 from encoder.positions import PositionTables, interpolate_positions, rotate
 
@@ -256,7 +255,7 @@ class Glm4vVisionModel(nn.Module):
         """Returns position embedding [N, D], rotary tables [N, R] twice, and the segments."""
         side, merge = self.config.position_grid_size, self.config.spatial_merge_size
         weight_GGD = self.embeddings.position_embedding.weight.float().view(side, side, -1)
-        shapes = [(segment.height, segment.width) for segment in segments_of(grids)]
+        shapes = [(height, width) for t, height, width in grids for _ in range(t)]
         tables = {shape: self._tables.get(*shape, device) for shape in dict.fromkeys(shapes)}
         positions = {
             shape: interpolate_positions(weight_GGD, table, merge)

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from encoder.byte_ranges import in_file_order, read_pieces, read_tensors
-from encoder.config import Glm4vVisionConfig
+from encoder.config import PRESETS, Glm4vVisionConfig
 from encoder.digests import DIGEST_BYTES, json_digest
 from encoder.hub import hub_hint, pin_location
 from encoder.safetensors_file import (
@@ -159,8 +159,10 @@ def _read_json(fs: Filesystem, path: str, location: str) -> Mapping[str, Any]:
     try:
         text = fs.cat_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        missing = f"no {PurePosixPath(path).name} there{hub_hint(location)}"
-        raise CheckpointError(f"{location}: {missing}") from error
+        hint = hub_hint(location)
+        if "/" not in location and location not in PRESETS:
+            hint = f" (nor is it a preset: {', '.join(PRESETS)})"
+        raise CheckpointError(f"{location}: no {PurePosixPath(path).name} there{hint}") from error
     return _parse_json(text, f"{location}: {PurePosixPath(path).name}")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import fsspec
 
-from encoder import PRESETS, CheckpointError
+from encoder import CheckpointError
 from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.location import join
 from processors import ImageOptions, VideoFamily, VideoOptions, pretrained
@@ -57,8 +57,7 @@ def reading(location: str, what: str = "--encoder") -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        hint = "" if "/" in location else f" (nor is it a preset: {', '.join(PRESETS)})"
-        raise UsageError(f"{what} {error}{hint}") from error
+        raise UsageError(f"{what} {error}") from error
     except PatchflowError:
         raise
     except Exception as error:  # Every file system of fsspec's has exceptions of its own.

@@ -19,21 +19,12 @@ from processors import (
     create_glm4v_image_processor,
     decode_image,
 )
+from tests.support.sizes import SIZES
 
 PROCESSORS = {"torch": GlmgaImageProcessor, "pil": GlmgaImageProcessorPil}
 ALL = pytest.mark.parametrize(
     "kind",
     [GlmgaImageProcessor, Glm46VImageProcessor, Glm4vImageProcessor, GlmgaImageProcessorPil],
-)
-SIZES = pytest.mark.parametrize(
-    "sizes",
-    [
-        {"patch_size": patch, "temporal_patch_size": frames, "merge_size": merge}
-        for patch in (14, 16)
-        for frames in (1, 2, 4)
-        for merge in (1, 2, 3)
-    ],
-    ids=lambda sizes: "-".join(map(str, sizes.values())),
 )
 
 

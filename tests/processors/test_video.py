@@ -20,18 +20,8 @@ from processors import (
     patchify,
     smart_resize,
 )
+from tests.support.sizes import SIZES
 from tests.support.video_processors import ALL, LEVELS, PROCESSORS, noise, streamed, whole
-
-SIZES = pytest.mark.parametrize(
-    "sizes",
-    [
-        {"patch_size": patch, "temporal_patch_size": frames, "merge_size": merge}
-        for patch in (14, 16)
-        for frames in (1, 2, 4)
-        for merge in (1, 2, 3)
-    ],
-    ids=lambda sizes: "-".join(map(str, sizes.values())),
-)
 
 
 def test_levels_are_the_references(
