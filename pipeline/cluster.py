@@ -178,7 +178,7 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice) -> Workers:
     """How the cluster's CPUs, GPUs and memory are shared out; what the user says goes."""
     resources = _resources()
     cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
-    memory = _PREPROCESS_BYTES + config.decoder_memory_bytes
+    memory = _PREPROCESS_BYTES + config.limits().decoder_memory_bytes
     per_cpu, fitting = _memory(_nodes(), memory, device)
     if device == "cuda":
         encode = config.encoder_actors or max(1, gpus)

@@ -7,14 +7,15 @@ the output, *free* ones may change from run to run. The stages take configs of t
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from pipeline.errors import UsageError
+from pipeline.flags import check_positive, check_text
+from pipeline.limits import Limits
 from processors import ErrorCode
 
 Level = Literal["item", "frame", "token"]
@@ -32,28 +33,8 @@ Number = Annotated[float | None, arg(metavar="FLOAT")]
 Text = Annotated[str | None, arg(metavar="STR")]
 
 DEFAULT_SHARD_ROWS = 4096
-# Of bytes and pixels: as much as can be addressed beside all else.
-MOST_LIMIT = 2**40
-MOST_TIMEOUT_S = 1e6
 # A shard is one block of the engine, in the memory of one task.
 MOST_SHARD_ROWS = 2**20
-
-
-def _check_positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"{flag(name)} must be positive, got {value}")
-
-
-def _check_text(name: str, *texts: str) -> None:
-    if not all(text.strip() for text in texts):
-        raise UsageError(f"{name} is empty")
-
-
-def flag(name: str) -> str:
-    """The command line's spelling of a field."""
-    return "--" + name.replace("_", "-")
 
 
 def slice_of(shards: str | None) -> tuple[int, int | None]:
@@ -88,11 +69,11 @@ class InputConfig:
     """Look at the first so many items of the inputs only."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "shard_rows", "limit")
+        check_positive(self, "shard_rows", "limit")
         if self.shard_rows is not None and self.shard_rows > MOST_SHARD_ROWS:
             raise UsageError(f"--shard-rows must be at most {MOST_SHARD_ROWS}: {self.shard_rows}")
-        _check_text("an INPUT", *self.inputs)
-        _check_text("--partition-by", *self.partition_by)
+        check_text("an INPUT", *self.inputs)
+        check_text("--partition-by", *self.partition_by)
         if len(set(self.partition_by)) < len(self.partition_by):
             raise UsageError(f"--partition-by names a column twice: {' '.join(self.partition_by)}")
 
@@ -107,7 +88,7 @@ class PlanConfig(InputConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.output is not None:
-            _check_text("--output", self.output)
+            check_text("--output", self.output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +99,7 @@ class OutputConfig:
     """Folder or s3:// prefix of the output."""
 
     def __post_init__(self) -> None:
-        _check_text("--output", self.output)
+        check_text("--output", self.output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,40 +116,41 @@ class RunConfig(OutputConfig):
     """Preprocessing processes; one for every CPU that is left where not given."""
     token_budget: Count = None
     """Merged patches a forward pass; 16384 on CUDA, 1024 on a CPU where not given."""
-    max_file_bytes: int = 2**30
-    """Larger files become `too_large` without being read."""
-    max_source_pixels: int = 200_000_000
-    """Images, and clips with frames, of more pixels become `too_large` without being decoded."""
-    decode_timeout_s: float = 300.0
-    """Seconds to wait for the pixels of one file; then it becomes `decode_timeout`."""
-    decoder_memory_bytes: int = 1536 * 2**20
-    """Memory that decoding one file may take; beyond, it becomes `decoder_out_of_memory`."""
+    max_file_bytes: Count = None
+    """Larger files become `too_large` without being read; 1 GiB where neither this nor an earlier
+    run on the output says otherwise, as for the next ones."""
+    max_source_pixels: Count = None
+    """Images, and clips with frames, of more pixels become `too_large` without being decoded;
+    200,000,000."""
+    max_duration_s: Number = None
+    """Longer clips become `too_large` before they are decoded; 14,400, which is four hours."""
+    decode_timeout_s: Number = None
+    """Seconds to wait for the pixels of one file; then it becomes `decode_timeout`; 300."""
+    decoder_memory_bytes: Count = None
+    """Memory that decoding one file may take; beyond, it becomes `decoder_out_of_memory`; 1.5
+    GiB."""
     verbose: bool = False
     """Show what Ray and other libraries log."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(
-            self,
-            "encoder_actors",
-            "preprocess_actors",
-            "token_budget",
-            "max_file_bytes",
-            "max_source_pixels",
-            "decode_timeout_s",
-            "decoder_memory_bytes",
-        )
-        for name in ("max_file_bytes", "max_source_pixels", "decoder_memory_bytes"):
-            if getattr(self, name) > MOST_LIMIT:
-                raise UsageError(
-                    f"{flag(name)} must be at most {MOST_LIMIT}: {getattr(self, name)}"
-                )
-        if self.decode_timeout_s > MOST_TIMEOUT_S:
-            raise UsageError(
-                f"--decode-timeout-s must be at most {MOST_TIMEOUT_S:.0f}: {self.decode_timeout_s}"
-            )
+        check_positive(self, "encoder_actors", "preprocess_actors", "token_budget")
+        self.limits()
         if not 0.0 <= self.max_error_rate <= 1.0:
             raise UsageError(f"--max-error-rate must be within 0 and 1, got {self.max_error_rate}")
+
+    def limits(self, begun: Limits | None = None) -> Limits:
+        """What one file may cost.
+
+        Args:
+            begun: Those of the output, which go for what is not given; None takes the defaults.
+
+        Raises:
+            UsageError: One is not positive, or too large to be kept.
+        """
+        names = (field.name for field in fields(Limits))
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(begun or Limits(), **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +194,8 @@ class EmbedConfig(RunConfig, InputConfig):
     def __post_init__(self) -> None:
         InputConfig.__post_init__(self)
         RunConfig.__post_init__(self)
-        _check_text("--encoder", self.encoder)
-        _check_positive(self, "min_pixels", "max_pixels", "video_max_pixels", "fps", "max_frames")
+        check_text("--encoder", self.encoder)
+        check_positive(self, "min_pixels", "max_pixels", "video_max_pixels", "fps", "max_frames")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise UsageError(
                 f"--min-pixels {self.min_pixels} is more than --max-pixels {self.max_pixels}"
@@ -257,6 +239,6 @@ class VerifyConfig(OutputConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "recompute")
+        check_positive(self, "recompute")
         if self.seed is not None and self.seed < 0:
             raise UsageError(f"--seed must not be negative, got {self.seed}")

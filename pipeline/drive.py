@@ -77,13 +77,7 @@ def _pass(
     """One pipeline over what is `left`, laid out for the machines that are there now."""
     shards = list(left.values())
     workers = plan_workers(config, what.device)
-    preprocess = PreprocessConfig(
-        max_file_bytes=config.max_file_bytes,
-        max_source_pixels=config.max_source_pixels,
-        decode_timeout_s=config.decode_timeout_s,
-        decoder_memory_bytes=config.decoder_memory_bytes,
-        options=what.processors,
-    )
+    preprocess = PreprocessConfig(limits=config.limits(), options=what.processors)
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)
     window = build.window(rows_a_block, frozen.shard_rows, workers)

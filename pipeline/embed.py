@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from pipeline.cluster import choose_device, in_cluster, ray_running
 from pipeline.commit import recover
@@ -36,10 +36,12 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
         UsageError: The command cannot work as typed; nothing is changed.
         PatchflowError: The run failed or was stopped; it can be resumed.
     """
-    config = replace(config, output=output_root(config.output))
+    output = output_root(config.output)
+    run = recorded(output)
+    limits = config.limits(None if run is None else run.limits)
+    config = replace(config, output=output, **asdict(limits))
 
     def prepare() -> tuple[Identity, list[Generation]]:
-        run = recorded(config.output)
         begun_with = None if run is None else run.encoder
         what = identity(config, choose_device(config.device), begun_with)
         begun = check_resumable(config.output, what.semantics)

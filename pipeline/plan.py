@@ -14,8 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from pipeline.config import DEFAULT_SHARD_ROWS, InputConfig, flag
+from pipeline.config import DEFAULT_SHARD_ROWS, InputConfig
 from pipeline.errors import RaceError, UsageError
+from pipeline.flags import flag
 from pipeline.freeze import ShardWriter, freeze
 from pipeline.known import Known, PlanReport
 from pipeline.manifest import Generation, generations, read_columns

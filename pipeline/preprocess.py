@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline import schema
 from pipeline.blame import fetch_item
 from pipeline.errors import ItemError, MachineError
+from pipeline.limits import Limits
 from pipeline.location import digest
 from pipeline.objects import Fetched
 from pipeline.options import ProcessorOptions
@@ -42,10 +43,7 @@ _Fetching = tuple[str | None, Future[list[Fetched]]]
 class PreprocessConfig:
     """What the stage needs to know: limits on what comes in, and how it becomes patches."""
 
-    max_file_bytes: int
-    max_source_pixels: int
-    decode_timeout_s: float
-    decoder_memory_bytes: int
+    limits: Limits
     options: ProcessorOptions
 
     @property
@@ -158,17 +156,18 @@ class Preprocess:
         return item, self._decoder.submit(found.data)
 
     def _start_decoder(self) -> Decoder:
-        config = self._config
+        limits, options = self._config.limits, self._config.options
         return Decoder(
             limits=DecoderLimits(
-                timeout_s=config.decode_timeout_s,
-                memory_bytes=config.decoder_memory_bytes,
-                max_file_bytes=config.max_file_bytes,
+                timeout_s=limits.decode_timeout_s,
+                memory_bytes=limits.decoder_memory_bytes,
+                max_file_bytes=limits.max_file_bytes,
             ),
             options=MediaOptions(
-                max_pixels=config.max_source_pixels,
-                sampling=config.options.sampling,
-                animated=config.options.animated,
+                max_pixels=limits.max_source_pixels,
+                max_duration_s=limits.max_duration_s,
+                sampling=options.sampling,
+                animated=options.animated,
             ),
         )
 
@@ -220,7 +219,7 @@ class Preprocess:
             yield waiting.popleft()[:2]
 
     def _read(self, uri: str, version: str | None) -> list[Fetched]:
-        limit = self._config.max_file_bytes
+        limit = self._config.limits.max_file_bytes
         return [fetch_item(storage_for(uri), uri, version=version, max_bytes=limit)]
 
 

@@ -16,15 +16,9 @@ import pyarrow.parquet as pq
 
 from pipeline import layout
 from pipeline.build import nest
-from pipeline.config import (
-    MOST_LIMIT,
-    MOST_TIMEOUT_S,
-    ComputeDevice,
-    ComputeDtype,
-    OutputDtype,
-    RunConfig,
-)
+from pipeline.config import ComputeDevice, ComputeDtype, OutputDtype, RunConfig
 from pipeline.encode import Encode, EncodeConfig
+from pipeline.limits import AMPLE
 from pipeline.location import join
 from pipeline.manifest import Shard, read_shard
 from pipeline.marker import Marker
@@ -43,8 +37,6 @@ from pipeline.storage import storage_for
 _COMPUTE: dict[ComputeDtype, float] = {"float32": 1e-4, "bfloat16": 3e-2}
 # Storing rounds each side once more: half a unit of float16's 11 bits each.
 _OUTPUT: dict[OutputDtype, float] = {"float32": 0.0, "float16": 2**-11}
-# Bytes or pixels, and seconds: more than there are, and few enough to address and to count.
-_AMPLE, _AMPLE_S = MOST_LIMIT, MOST_TIMEOUT_S
 # Items at once: their patches are in memory together.
 _ROWS = 8
 _TOKEN_BUDGET = 1024
@@ -169,16 +161,7 @@ class _Stages:
         self.level = config.level
         self.embedding = embedding_type(what.encoder.config.out_hidden_size, config.output_dtype)
         self.tolerance = _COMPUTE[dtype] + _OUTPUT[config.output_dtype]
-        # The very same bytes were within the limits of their run, whatever those were.
-        self._preprocess = Preprocess(
-            PreprocessConfig(
-                max_file_bytes=_AMPLE,
-                max_source_pixels=_AMPLE,
-                decode_timeout_s=_AMPLE_S,
-                decoder_memory_bytes=_AMPLE,
-                options=what.processors,
-            )
-        )
+        self._preprocess = Preprocess(PreprocessConfig(limits=AMPLE, options=what.processors))
         encode = EncodeConfig.of(config, what, _TOKEN_BUDGET)
         self._encode = Encode(replace(encode, dtype=dtype))
 

@@ -12,6 +12,7 @@ from pipeline import layout
 from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
 from pipeline.errors import StorageError, UsageError
 from pipeline.identity import Identity, fingerprint, identity_of
+from pipeline.limits import Limits
 from pipeline.location import join
 from pipeline.options import recorded_options
 from pipeline.origin import Encoder
@@ -20,7 +21,7 @@ from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 from pipeline.tower import keep
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Recorded:
     """Of random weights."""
     semantics: dict[str, Any]
     fingerprint: str
+    limits: Limits
 
     def embed_config(self, free: RunConfig, output: str) -> EmbedConfig:
         """The command line that began the output, as far as results depend on it."""
@@ -45,6 +47,7 @@ class Recorded:
             output_dtype=self.semantics["output_dtype"],
             **{name: self.semantics[name] for name in names},
             **{field.name: getattr(free, field.name) for field in fields(RunConfig)}
+            | asdict(free.limits(self.limits))
             | {"output": output},
         )
 
@@ -93,6 +96,7 @@ def _recorded(run: dict[str, Any]) -> Recorded:
         seed=encoder["seed"],
         semantics=run["semantics"],
         fingerprint=run["fingerprint"],
+        limits=Limits(**run["limits"]),
     )
 
 
@@ -137,12 +141,7 @@ def record(config: EmbedConfig, identity: Identity) -> None:
             "processors": asdict(encoder.brought),
             "versions": encoder.versions,
         },
-        "limits": {
-            "max_file_bytes": config.max_file_bytes,
-            "max_source_pixels": config.max_source_pixels,
-            "decode_timeout_s": config.decode_timeout_s,
-            "decoder_memory_bytes": config.decoder_memory_bytes,
-        },
+        "limits": asdict(config.limits()),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if not storage.create(join(config.output, layout.RUN), seal(run)):

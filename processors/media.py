@@ -44,11 +44,13 @@ class MediaOptions:
 
     Attributes:
         max_pixels: Largest ``width * height`` of a picture or a frame.
+        max_duration_s: Longest clip, in seconds.
         sampling: Which frames of a clip are wanted; None refuses clips.
         animated: What GIF, WebP and APNG files with several frames count as.
     """
 
     max_pixels: int = DEFAULT_MAX_PIXELS
+    max_duration_s: float = MAX_SECONDS
     sampling: VideoSampling | None = None
     animated: MediaKind = "image"
 
@@ -112,8 +114,9 @@ def open_media(data: bytes | memoryview, options: MediaOptions) -> Media:
 
     Raises:
         DecodeError: As ``decode_image`` and ``VideoReader`` do; with code ``unsupported_format``
-            for clips where ``sampling`` is None, and ``corrupt`` for those that give nothing to
-            sample by, and for times over ``MAX_SECONDS`` or that run backwards.
+            for clips where ``sampling`` is None, ``too_large`` for those that last longer than
+            ``max_duration_s``, and ``corrupt`` for those that give nothing to sample by, and for
+            times over ``MAX_SECONDS`` or that run backwards.
     """
     head = bytes(data[:SNIFFED_BYTES])
     is_picture = sniff_image_format(head) is not None
@@ -133,8 +136,7 @@ def open_media(data: bytes | memoryview, options: MediaOptions) -> Media:
         reader = AnimationReader(bytes(data), max_pixels=options.max_pixels)
     else:
         reader = VideoReader(data, max_pixels=options.max_pixels)
-    assert options.sampling is not None
-    return _open_clip(reader, options.sampling)
+    return _open_clip(reader, options)
 
 
 def warm_up() -> None:
@@ -165,8 +167,9 @@ def _is_clip(data: bytes | memoryview, options: MediaOptions) -> bool:
     return is_format_animated and is_animated(bytes(data), max_pixels=options.max_pixels)
 
 
-def _open_clip(reader: _ClipReader, sampling: VideoSampling) -> Media:
-    metadata = reader.metadata
+def _open_clip(reader: _ClipReader, options: MediaOptions) -> Media:
+    metadata, sampling = reader.metadata, options.sampling
+    assert sampling is not None
     try:
         indices = tuple(int(index) for index in sampling.indices(metadata))
         timestamps_s = tuple(reader.timestamps(indices))
@@ -179,6 +182,12 @@ def _open_clip(reader: _ClipReader, sampling: VideoSampling) -> Media:
         raise DecodeError(
             "corrupt",
             f"its times cannot be: {timestamps_s[0]:g} to {timestamps_s[-1]:g} s of {duration_s} s",
+        )
+    lasts_s = max(duration_s or 0.0, timestamps_s[-1])
+    if lasts_s > options.max_duration_s:
+        reader.close()
+        raise DecodeError(
+            "too_large", f"it lasts {lasts_s:.1f} s, the limit is {options.max_duration_s:g} s"
         )
     assert metadata.height is not None
     assert metadata.width is not None

@@ -36,6 +36,7 @@ FREE = {
     "token_budget": 77,
     "max_file_bytes": 12345,
     "max_source_pixels": 12345,
+    "max_duration_s": 12.5,
     "decode_timeout_s": 12.5,
     "decoder_memory_bytes": 10**9,
     "shards": "0:1",
@@ -96,7 +97,7 @@ def test_another_schema_version_is_refused(begun: EmbedConfig) -> None:
     path = Path(begun.output) / "_patchflow" / "run.json"
     run = json.loads(path.read_text())
     path.write_text(json.dumps(run | {"schema_version": run["schema_version"] + 1}))
-    with pytest.raises(UsageError, match="has schema version 5; this patchflow writes 4"):
+    with pytest.raises(UsageError, match="has schema version 6; this patchflow writes 5"):
         resume(begun)
 
 

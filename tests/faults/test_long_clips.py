@@ -17,7 +17,7 @@ from skimage import data
 
 from pipeline.build import nest
 from pipeline.cluster import _OBJECT_STORE_BYTES
-from pipeline.config import RunConfig
+from pipeline.limits import Limits
 from pipeline.preprocess import Preprocess
 from pipeline.verify import verify
 from tests.support.clips import X264, ClipMaker, real_clip
@@ -149,9 +149,8 @@ def test_thumbnails_do_not_wait_for_a_long_clip_and_memory_is_bounded(
 def test_ten_minutes_at_the_familys_own_budget_are_within_the_limits_of_a_run(
     long_clip, manifest_rows
 ) -> None:
-    limits = RunConfig(output="unused")
-    names = ("max_file_bytes", "max_source_pixels", "decode_timeout_s", "decoder_memory_bytes")
-    config = preprocess_config(**{name: getattr(limits, name) for name in names})
+    limits = Limits()
+    config = preprocess_config(**vars(limits))
     rows = manifest_rows(
         [str(long_clip)], media_type=["video"], size_bytes=[long_clip.stat().st_size]
     )

@@ -26,6 +26,7 @@ def test_a_slice_that_is_none_is_refused_by_name(text: str) -> None:
     [
         *("shard_rows", "limit", "min_pixels", "max_pixels", "encoder_actors"),
         *("preprocess_actors", "token_budget", "max_file_bytes", "max_source_pixels"),
+        *("max_duration_s", "decode_timeout_s", "decoder_memory_bytes"),
     ],
 )
 @pytest.mark.parametrize("value", [0, -3])
@@ -49,6 +50,8 @@ def test_a_count_that_is_not_positive_is_refused_by_its_flag(name: str, value: i
         ({"partition_by": ("",)}, "--partition-by is empty"),
         ({"partition_by": ("a", "a")}, "--partition-by"),
         ({"output": ""}, "--output"),
+        ({"max_file_bytes": 2**41}, "--max-file-bytes must be at most 1099511627776"),
+        ({"max_duration_s": 2e6}, "--max-duration-s must be at most 1000000: 2000000.0"),
     ],
 )
 def test_a_wrong_option_is_refused_with_its_value(options: dict[str, Any], says: str) -> None:

@@ -309,6 +309,7 @@ def test_free_options_are_the_commands_own(tmp_path: Path) -> None:
         token_budget=4,
         max_file_bytes=5,
         max_source_pixels=6,
+        max_duration_s=6.5,
         decode_timeout_s=7.5,
         decoder_memory_bytes=8,
         verbose=True,

@@ -145,11 +145,11 @@ class Timed:
 def test_times_that_no_clip_has_are_corrupt(seconds: list[float], duration: float | None) -> None:
     reader = Timed(seconds, duration)
     with pytest.raises(DecodeError, match="corrupt: its times cannot be: ") as caught:
-        _open_clip(reader, cast("VideoSampling", Chosen(0, 1)))
+        _open_clip(reader, options(Chosen(0, 1)))
     assert caught.value.code == "corrupt"
     assert reader.is_closed
     for times, length in (((0.0, 0.0), 0.0), ((0.0, 1e9), None)):
-        _open_clip(Timed(times, length), cast("VideoSampling", Chosen(0, 1)))
+        _open_clip(Timed(times, length), options(Chosen(0, 1)))
 
 
 def test_a_file_with_wild_timestamps_is_corrupt() -> None:
@@ -179,6 +179,32 @@ def test_limits_hold_for_all_kinds(clips: ClipMaker) -> None:
     for data in (clip, animation("GIF"), animation("WEBP"), animation("PNG")):
         given = options(Chosen(0), animated="video", max_pixels=100)
         assert failure(data, given).code == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "duration", "lasts"),
+    [((0.0, 4.9), 5.1, "5.1"), ((0.0, 5.1), None, "5.1"), ((0.0, 5.2), 4.0, "5.2")],
+)
+def test_what_lasts_too_long_is_too_large(
+    seconds: list[float], duration: float | None, lasts: str
+) -> None:
+    reader = Timed(seconds, duration)
+    with pytest.raises(DecodeError, match=f"it lasts {lasts} s, the limit is 5 s") as caught:
+        _open_clip(reader, options(Chosen(0, 1), max_duration_s=5.0))
+    assert caught.value.code == "too_large"
+    assert reader.is_closed
+    _open_clip(Timed((0.0, 5.0), 5.0), options(Chosen(0, 1), max_duration_s=5.0))
+
+
+def test_a_real_clip_and_an_animation_may_last_as_long_as_the_limit(clips: ClipMaker) -> None:
+    clip = clips.make("h264.mp4", *PATTERN, *X264).read_bytes()
+    for data in (clip, animation("GIF"), animation("WEBP"), animation("PNG")):
+        lasts = open_media(data, options(Chosen(0), animated="video")).info.duration_s
+        assert lasts is not None
+        at_limit = options(Chosen(0), animated="video", max_duration_s=lasts)
+        assert open_media(data, at_limit).info.duration_s == lasts
+        below = options(Chosen(0), animated="video", max_duration_s=lasts - 0.01)
+        assert failure(data, below).code == "too_large"
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from pipeline.limits import Limits
 from pipeline.options import ProcessorOptions
 from pipeline.preprocess import PreprocessConfig
 from processors import ImageOptions, VideoOptions
@@ -18,16 +20,16 @@ def preprocess_config(
     **limits: Any,
 ) -> PreprocessConfig:
     """One with limits that only hostile files reach, but for those given."""
-    ample = {
-        "max_file_bytes": 10**7,
-        "max_source_pixels": 10**7,
-        "decode_timeout_s": 60.0,
-        "decoder_memory_bytes": 2**29,
-    }
+    ample = Limits(
+        max_file_bytes=10**7,
+        max_source_pixels=10**7,
+        decode_timeout_s=60.0,
+        decoder_memory_bytes=2**29,
+    )
     options = ProcessorOptions(
         images=images or ImageOptions(),
         family=family,
         videos=videos or VideoOptions(),
         animated=animated,
     )
-    return PreprocessConfig(**(ample | limits), options=options)
+    return PreprocessConfig(limits=replace(ample, **limits), options=options)
