@@ -117,18 +117,19 @@ class RunConfig(OutputConfig):
     token_budget: Count = None
     """Merged patches a forward pass; 16384 on CUDA, 1024 on a CPU where not given."""
     max_file_bytes: Count = None
-    """Larger files become `too_large` without being read; 1 GiB where neither this nor an earlier
-    run on the output says otherwise, as for the next ones."""
+    """Larger files become `too_large` without being read. Where not given, it is as the output was
+    begun with, and 1 GiB at first."""
     max_source_pixels: Count = None
     """Images, and clips with frames, of more pixels become `too_large` without being decoded;
-    200,000,000."""
+    likewise, 200,000,000 at first."""
     max_duration_s: Number = None
-    """Longer clips become `too_large` before they are decoded; 14,400, which is four hours."""
+    """Clips of more seconds become `too_large` without being decoded; likewise, 14,400 at first."""
     decode_timeout_s: Number = None
-    """Seconds to wait for the pixels of one file; then it becomes `decode_timeout`; 300."""
+    """Seconds to wait for the pixels of one file; then it becomes `decode_timeout`; likewise, 300
+    at first."""
     decoder_memory_bytes: Count = None
-    """Memory that decoding one file may take; beyond, it becomes `decoder_out_of_memory`; 1.5
-    GiB."""
+    """Memory that decoding one file may take; beyond, it becomes `decoder_out_of_memory`; likewise,
+    1.5 GiB at first."""
     verbose: bool = False
     """Show what Ray and other libraries log."""
 
