@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import distributions
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -100,12 +101,15 @@ def affected(versions: Mapping[str, Version], known: Mapping[str, Advisory]) -> 
 
 
 def admitted(pyproject: Path, known: Mapping[str, Advisory]) -> Iterator[str]:
-    """A line for every dependency of users that may be installed with an advisory."""
-    project = tomllib.loads(pyproject.read_text())["project"]
-    for text in (*project["dependencies"], *project["optional-dependencies"]["hub"]):
+    """A line for every requirement that may be installed with an advisory."""
+    declared = tomllib.loads(pyproject.read_text())
+    extras = declared["project"].get("optional-dependencies", {}).values()
+    texts = [*declared["build-system"]["requires"], *declared["project"]["dependencies"]]
+    for text in (*texts, *chain.from_iterable(extras)):
         requirement = Requirement(text)
         advisory = known.get(canonicalize_name(requirement.name))
-        lowest = [Version(each.version) for each in requirement.specifier if each.operator == ">="]
+        bounds = (each for each in requirement.specifier if each.operator in (">=", "=="))
+        lowest = [Version(each.version) for each in bounds]
         if advisory is not None and max(lowest, default=Version("0")) < advisory.fixed:
             yield f"pyproject.toml admits {text}, which has {advisory}: raise its lower bound"
 

@@ -74,12 +74,11 @@ def test_a_version_before_the_fixed_one_is_a_fault() -> None:
     assert not list(affected({"pillow": Version("12.2.0")}, {"pillow": PILLOW}))
 
 
-@pytest.mark.parametrize("text", ["Pillow>=12.1,<14", "pillow", "pillow<14"])
+@pytest.mark.parametrize("text", ["Pillow>=12.1,<14", "pillow", "pillow<14", "pillow==12.1.1"])
 def test_a_lower_bound_before_the_fixed_one_is_a_fault(tmp_path: Path, text: str) -> None:
     project = tmp_path / "pyproject.toml"
-    project.write_text(
-        f'[project]\ndependencies = ["{text}"]\noptional-dependencies.hub = ["numpy"]\n'
-    )
+    others = '[build-system]\nrequires = []\n[project]\noptional-dependencies.hub = ["numpy"]\n'
+    project.write_text(f'{others}dependencies = ["{text}"]\n')
     (fault,) = admitted(project, {"pillow": PILLOW})
     assert fault == f"pyproject.toml admits {text}, which has {TOLD}: raise its lower bound"
     project.write_text(project.read_text().replace(text, "pillow>=12.2"))
