@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.build import nest
-from pipeline.preprocess import Preprocess, unnest
+from pipeline.preprocess import Preprocess
 from processors import DecodeError
 from processors.media import MediaKind, MediaOptions
 from processors.sampling import VideoSampling
