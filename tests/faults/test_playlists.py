@@ -231,7 +231,7 @@ def traced(log: Path) -> dict[str, list[str]]:
     """By process, its calls that open something, after the last filter that it loaded."""
     found: dict[str, list[str]] = {}
     for line in log.read_text().splitlines():
-        process, _, call = line.partition(" ")
+        process, call = line.split(maxsplit=1)
         if "seccomp(SECCOMP_SET_MODE_FILTER" in call:
             found[process] = []
         elif process in found and OPENS.search(call):
