@@ -1,7 +1,9 @@
 """What a decoder process gives up before it sees a file.
 
 Each measure stands alone, and several deny the same thing, so that what one kernel refuses another
-measure still covers. Landlock is not used: with no new descriptors there is nothing left to it.
+measure still covers. Without the filter of system calls, what needs neither a descriptor nor a
+capability is left: files can be removed, moved and emptied by name, though not opened, and signals
+sent, as far as the user may. Landlock is not used: the filter leaves it nothing to deny.
 """
 
 from __future__ import annotations
@@ -156,8 +158,8 @@ def _filter_calls() -> None:
         allowed.add_rule(pyseccomp.ALLOW, call, no_code)
     only_itself = pyseccomp.Arg(0, pyseccomp.EQ, os.getpid())
     allowed.add_rule(pyseccomp.ALLOW, "tgkill", only_itself)  # so that abort() aborts
-    only_asking = pyseccomp.Arg(2, pyseccomp.EQ, 0)
-    allowed.add_rule(pyseccomp.ALLOW, "prlimit64", only_asking)
+    of_itself, only_asking = pyseccomp.Arg(0, pyseccomp.EQ, 0), pyseccomp.Arg(2, pyseccomp.EQ, 0)
+    allowed.add_rule(pyseccomp.ALLOW, "prlimit64", of_itself, only_asking)
     allowed.load()
 
 

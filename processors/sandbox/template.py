@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from typing import NoReturn
 
 from processors.media import open_media, warm_up
@@ -40,6 +41,8 @@ def main(open_file: Open = open_media) -> None:
     offer_to_be_killed()
     hide_memory()  # from the children, who would infect those after them
     load_filter()
+    # To show where one comes from, Python would read the source of the library that warns.
+    warnings.simplefilter("ignore")
     warm_up()
     gc.collect()
     gc.freeze()  # Pages that the collector does not touch stay shared with the children.
