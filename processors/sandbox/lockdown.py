@@ -1,9 +1,8 @@
 """What a decoder process gives up before it sees a file.
 
 Each measure stands alone, and several deny the same thing, so that what one kernel refuses another
-measure still covers. Without the filter of system calls, what needs neither a descriptor nor a
-capability is left: files can be removed, moved and emptied by name, though not opened, and signals
-sent, as far as the user may. Landlock is not used: the filter leaves it nothing to deny.
+measure still covers. The filter of system calls alone would do; where it cannot be had, Landlock
+and the limit of descriptors keep files and other processes out of reach.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import mmap
 import os
 import resource
 import signal
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,15 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CAPABILITY_VERSION_3: Final = 0x20080522
+
+# Landlock, whose numbers are the same on every machine, and how many ways to use a file by name,
+# to use TCP, and to reach other processes each version of it denies.
+_CREATE_RULESET: Final = 444
+_RESTRICT_SELF: Final = 446
+_LANDLOCK_RIGHTS: Final = (
+    *((13, 0, 0), (14, 0, 0), (15, 0, 0)),
+    *((15, 2, 0), (16, 2, 0), (16, 2, 2)),
+)
 
 # Memory, the two ends of a message, time, and an orderly or a violent end; on descriptors that are
 # open already. FFmpeg must run without threads, as `clone` is not among them.
@@ -76,9 +85,10 @@ def lock_down(memory_bytes: int, *, template: int) -> dict[str, bool]:
     measures: dict[str, Callable[[], None]] = {
         "ends with its template": lambda: _end_with(template),
         "memory limit": lambda: _limit_memory(memory_bytes),
+        "no new privileges": lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1),
+        "no files by name (Landlock)": _forbid_files,
         "no new descriptors (files, sockets)": _limit_descriptors,
         "no capabilities": _drop_capabilities,
-        "no new privileges": lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1),
         "memory closed to other processes": hide_memory,
         CALL_FILTER: _filter_calls,
     }
@@ -126,6 +136,19 @@ def _limit_memory(memory_bytes: int) -> None:
         _limit(limit, held * mmap.PAGESIZE + memory_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
+
+
+def _forbid_files() -> None:
+    version = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    _check(min(version, 0))
+    rights = _LANDLOCK_RIGHTS[min(version, len(_LANDLOCK_RIGHTS)) - 1]
+    denied = struct.pack("=3Q", *((1 << number) - 1 for number in rights))
+    ruleset = _libc.syscall(_CREATE_RULESET, denied, ctypes.c_size_t(len(denied)), 0)
+    _check(min(ruleset, 0))
+    try:
+        _check(_libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    finally:
+        os.close(ruleset)
 
 
 def _limit_descriptors() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pyseccomp
 
 _AT_FDCWD = -100
-_HERE = "/tmp/patchflow-was-here"
+HERE = "/tmp/patchflow-was-here"
+"""A file that is there; what is beside it is not."""
 _PASSWD = "/etc/passwd"
 _CREATE = 0o101  # O_CREAT | O_WRONLY
 
@@ -42,11 +43,11 @@ def _alike(*calls: str, arguments: list[Any]) -> dict[str, tuple[str, list[Any]]
 
 
 def _files() -> dict[str, tuple[str, list[Any]]]:
-    at = [_AT_FDCWD, _HERE, _AT_FDCWD, f"{_HERE}-too"]
+    at = [_AT_FDCWD, HERE, _AT_FDCWD, f"{HERE}-too"]
     return {
         "open": ("open", [_PASSWD, 0]),
         "openat": ("openat", [_AT_FDCWD, _PASSWD, 0]),
-        "openat to create": ("openat", [_AT_FDCWD, _HERE, _CREATE, 0o600]),
+        "openat to create": ("openat", [_AT_FDCWD, HERE, _CREATE, 0o600]),
         "openat2": ("openat2", [_AT_FDCWD, _PASSWD, [0, 0, 0], 24]),
         "open_tree": ("open_tree", [_AT_FDCWD, "/", 0]),
         **_alike("stat", "lstat", "statfs", arguments=[_PASSWD, "room"]),
@@ -56,19 +57,20 @@ def _files() -> dict[str, tuple[str, list[Any]]]:
         "readlinkat": ("readlinkat", [_AT_FDCWD, "/proc/self/exe", "room", 4096]),
         "getcwd": ("getcwd", ["room", 4096]),
         "name_to_handle_at": ("name_to_handle_at", [_AT_FDCWD, _PASSWD, [128, 0], [0], 0]),
-        "mkdirat": ("mkdirat", [_AT_FDCWD, f"{_HERE}-folder", 0o700]),
-        "unlinkat a folder": ("unlinkat", [_AT_FDCWD, f"{_HERE}-folder", 0x200]),
-        "mknodat": ("mknodat", [_AT_FDCWD, _HERE, 0o100600]),
-        "fchmodat": ("fchmodat", [_AT_FDCWD, _HERE, 0o644]),
-        "fchownat": ("fchownat", [_AT_FDCWD, _HERE, -1, -1]),
-        "truncate": ("truncate", [_HERE, 0]),
-        "utimensat": ("utimensat", [_AT_FDCWD, _HERE]),
-        "setxattr": ("setxattr", [_HERE, "user.a", "b", 1]),
-        "symlinkat": ("symlinkat", [_PASSWD, _AT_FDCWD, f"{_HERE}-link"]),
-        "unlinkat a link": ("unlinkat", [_AT_FDCWD, f"{_HERE}-link"]),
+        "mkdirat": ("mkdirat", [_AT_FDCWD, f"{HERE}-folder", 0o700]),
+        "unlinkat a folder": ("unlinkat", [_AT_FDCWD, f"{HERE}-folder", 0x200]),
+        "mknodat": ("mknodat", [_AT_FDCWD, f"{HERE}-node", 0o100600]),
+        "unlinkat a node": ("unlinkat", [_AT_FDCWD, f"{HERE}-node"]),
+        "fchmodat": ("fchmodat", [_AT_FDCWD, HERE, 0o644]),
+        "fchownat": ("fchownat", [_AT_FDCWD, HERE, -1, -1]),
+        "truncate": ("truncate", [HERE, 0]),
+        "utimensat": ("utimensat", [_AT_FDCWD, HERE]),
+        "setxattr": ("setxattr", [HERE, "user.a", "b", 1]),
+        "symlinkat": ("symlinkat", [_PASSWD, _AT_FDCWD, f"{HERE}-link"]),
+        "unlinkat a link": ("unlinkat", [_AT_FDCWD, f"{HERE}-link"]),
         "linkat": ("linkat", at),
         "renameat2": ("renameat2", [*at[2:], *at[:2]]),
-        "unlinkat": ("unlinkat", [_AT_FDCWD, _HERE]),
+        "unlinkat": ("unlinkat", [_AT_FDCWD, HERE]),
         "unlinkat another": ("unlinkat", at[2:]),
         "chdir": ("chdir", ["/"]),
         "chroot": ("chroot", ["/"]),
