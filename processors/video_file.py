@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import av
+import av.subtitles.codeccontext  # which PyAV itself does where it meets subtitles: too late
 from av.codec.context import ThreadType
 from av.error import DecoderNotFoundError, PatchWelcomeError
 from av.stream import Discard, Disposition
