@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_PACKETS: Final = 2**21
-"""Most packets of a clip: four hours at 120 frames a second."""
+"""Most packets of a clip, empty ones among them: four hours at 120 frames a second."""
 
 # Codecs reorder within 16 frames or 32 fields. What is further from its place by its timestamp is
 # there because the timestamps wrap, or start again where recordings were joined.
@@ -84,23 +84,30 @@ class FrameIndex:
 def packets_with_data(
     container: InputContainer, stream: VideoStream
 ) -> Iterator[Packet[VideoStream]]:
-    """A stream's packets, less the empty ones: PyAV's last, and what AVI puts for no change."""
-    return (packet for packet in container.demux(stream) if packet.size)
+    """A stream's packets, less the empty ones: PyAV's last, and what AVI puts for no change.
+
+    Raises:
+        DecodeError: With code ``too_large`` for more than ``MAX_PACKETS`` packets, empty ones too:
+            a few bytes can stand for any number of those.
+    """
+    for number, packet in enumerate(container.demux(stream)):
+        if number > MAX_PACKETS:  # PyAV's last is one more.
+            raise DecodeError("too_large", f"more than {MAX_PACKETS} packets of video")
+        if packet.size:
+            yield packet
 
 
 def read_packets(container: InputContainer, stream: VideoStream) -> PacketList:
     """Reads a stream to its end, decoding nothing.
 
     Raises:
-        DecodeError: With code ``too_large`` for more than ``MAX_PACKETS`` packets.
+        DecodeError: As ``packets_with_data`` does.
     """
     found = PacketList()
     is_vp8 = stream.codec_context.name == "vp8"
     latest = None
     try:
         for packet in packets_with_data(container, stream):
-            if len(found.ticks) == MAX_PACKETS:
-                raise DecodeError("too_large", f"more than {MAX_PACKETS} packets of video")
             # VP8's references for others alone are packets of their own, and say so in a bit.
             is_hidden = is_vp8 and not bytes(packet)[0] & 0x10
             found.ticks.append(packet.pts)
