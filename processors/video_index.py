@@ -142,8 +142,10 @@ def index_frames(
     if not has_display_times or None in found.ticks:
         return _counted(shown, first, timeline_at_rate(int(shown.sum()), stated_fps))
     ticks = np.array(found.ticks, np.int64)
-    if (shown & (ticks >= ticks[first])).any():
-        shown &= ticks >= ticks[first]
+    # Those that belong before it come right after it; others are of a time that jumped back.
+    followers = first + 1 + np.flatnonzero(ticks[first + 1 :] >= ticks[first])
+    if len(followers) and followers[0] - first <= _MAX_REORDER and shown[followers].any():
+        shown[first + 1 : followers[0]] = False
     packets = np.flatnonzero(shown)
     order = np.argsort(ticks[packets], kind="stable")
     ordered = ticks[packets][order]

@@ -531,6 +531,17 @@ def test_a_size_that_changes(clips: ClipMaker) -> None:
     assert failure(data, max_pixels=64 * 48).code == "too_large"
 
 
+def test_recordings_joined_in_any_order_are_counted(clips: ClipMaker) -> None:
+    source = ("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25:duration=4", *X264)
+    late = clips.make("late.ts", *source, "-output_ts_offset", 30).read_bytes()
+    soon = clips.make("soon.ts", *source).read_bytes()
+    reader = VideoReader(late + soon, max_pixels=MAX_PIXELS)
+    assert (reader.metadata.total_num_frames, reader.metadata.fps) == (200, 25)
+    frames = np.stack([frame.copy() for frame in reader.frames(range(200))])
+    reader.close()
+    np.testing.assert_array_equal(frames[:100], frames[100:])
+
+
 @pytest.mark.parametrize("name", ["far.avi", "far.mov", "far.mp4", "far.webm"])
 def test_sizes_far_over_the_limit_are_too_large(clips: ClipMaker, name: str) -> None:
     codecs = {
