@@ -149,7 +149,7 @@ def _index(file: VideoFile) -> FrameIndex:
     try:
         container, stream = file.open()
     except DecodeError as error:
-        is_header = error.code in ("corrupt", "no_video_stream")
+        is_header = error.code in ("corrupt", "no_video_stream", "unsupported_format")
         if is_header and is_cut(file.data, file.video_format):
             raise DecodeError("truncated", f"{error.message}; the file ends early") from error
         raise
