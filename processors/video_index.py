@@ -35,6 +35,7 @@ class PacketList:
         is_key: Whether decoding may begin with it.
         is_shown: Whether it gives a frame to be seen.
         last: Ticks that the frame shown last lasts; 0 where unknown.
+        num_whole: How many there are, up to the last one that is whole.
         is_short: Whether the demuxer met an error, or the last packet is not whole.
     """
 
@@ -42,6 +43,7 @@ class PacketList:
     is_key: list[bool] = field(default_factory=list)
     is_shown: list[bool] = field(default_factory=list)
     last: int = 0
+    num_whole: int = 0
     is_short: bool = False
 
 
@@ -114,6 +116,8 @@ def read_packets(container: InputContainer, stream: VideoStream) -> PacketList:
             found.is_key.append(packet.is_keyframe)
             found.is_shown.append(not packet.is_discard and not is_hidden)
             found.is_short = packet.is_corrupt
+            if not packet.is_corrupt:
+                found.num_whole = len(found.ticks)
             if packet.pts is not None and (latest is None or packet.pts > latest):
                 latest, found.last = packet.pts, packet.duration or 0
     except av.FFmpegError:

@@ -201,7 +201,7 @@ def _check_length(
         num_frames, end_s = index.timeline.num_frames, index.timeline.duration_s or 0.0
         frame_s = end_s / num_frames
     # The last frame on display need not be the last one in the file.
-    if stated and len(found.ticks) >= stated[0] and end_s > stated[1] - frame_s / 2:
+    if stated and found.num_whole >= stated[0] and end_s > stated[1] - frame_s / 2:
         return
     of_frames = f" of {stated[0]}" if stated and stated[0] else ""
     of_seconds = f" of {stated[1]:.1f} s" if stated else ""

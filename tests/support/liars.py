@@ -46,11 +46,18 @@ def cuts(clips: ClipMaker) -> Liars:
     source = ("-i", real_clip("bikes.mp4"), "-frames:v", 50, "-an", "-vf", "scale=96:-2")
     last = clips.make("index last.mp4", *source, *X264).read_bytes()
     first = clips.make("index first.mp4", *source, *X264, "-movflags", "faststart").read_bytes()
-    air = first + box(b"free", bytes(1000))
+    in_air = first + box(b"free", bytes(1000))
+    # Behind the track there is nothing but its maker's name.
+    (track,) = (end for begin, end in _boxes(last) if last[begin + 4 : begin + 8] == b"trak")
+    places = {
+        "index last": (last, _places(last), track),
+        "index first": (first, _places(first), len(first)),
+        "in air": (in_air, range(len(first), len(in_air), 100), len(first)),
+    }
     return {
-        **{f"index last {at}.mp4": (last[:at], _code_of_cut(at)) for at in _places(last)},
-        **{f"index first {at}.mp4": (first[:at], _code_of_cut(at)) for at in _places(first)},
-        **{f"air {at}.mp4": (air[:at], None) for at in range(len(first), len(air), 100)},
+        f"{name} {at}.mp4": (data[:at], None if at >= needed else _code_of_cut(at))
+        for name, (data, cut_at, needed) in places.items()
+        for at in cut_at
     }
 
 
@@ -71,16 +78,16 @@ def _code_of_cut(size: int) -> str:
 
 def _places(data: bytes) -> list[int]:
     """Where boxes begin and end, a byte before and after, and evenly in between."""
-    edges = [place for begin, end in _boxes(data, 0, len(data)) for place in (begin, end)]
+    edges = [place for edges in _boxes(data) for place in edges]
     near = {place + step for place in edges for step in (-1, 0, 1)} & set(range(len(data)))
     places = set(sorted(near)[: CUTS // 2])
     places.update(int(at) for at in np.linspace(0, len(data) - 1, CUTS - len(places)))
     return sorted(places)
 
 
-def _boxes(data: bytes, at: int, end: int) -> list[tuple[int, int]]:
+def _boxes(data: bytes, at: int = 0, end: int | None = None) -> list[tuple[int, int]]:
     found = []
-    while at < end:
+    while at < (len(data) if end is None else end):
         size = int.from_bytes(data[at : at + 4], "big")
         found.append((at, at + size))
         if data[at + 4 : at + 8] in PARENTS:
