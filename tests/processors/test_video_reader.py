@@ -542,6 +542,18 @@ def test_recordings_joined_in_any_order_are_counted(clips: ClipMaker) -> None:
     np.testing.assert_array_equal(frames[:100], frames[100:])
 
 
+@pytest.mark.parametrize(
+    ("box", "offset"), [(b"stsd", 20), (b"avcC", 0), (b"mdat", -4), (b"mdat", 4), (None, -1)]
+)
+def test_clips_cut_at_a_border_or_by_a_byte_are_truncated(
+    clips: ClipMaker, box: bytes | None, offset: int
+) -> None:
+    path = clips.make("index first.mp4", *PATTERN, *X264, "-movflags", "faststart")
+    data = path.read_bytes()
+    at = (len(data) if box is None else data.index(box)) + offset
+    assert failure(data[:at]).code == "truncated"
+
+
 @pytest.mark.parametrize("name", ["far.avi", "far.mov", "far.mp4", "far.webm"])
 def test_sizes_far_over_the_limit_are_too_large(clips: ClipMaker, name: str) -> None:
     codecs = {
