@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import zlib
+from pathlib import Path
 
+import av
 from PIL import Image
 
 from tests.support.clips import PATTERN, X264, ClipMaker
@@ -133,6 +135,18 @@ def _odd(clips: ClipMaker) -> Liars:
     }
 
 
+def _spliced(header: Path, body: Path) -> bytes:
+    """One clip's headers before another one's frames."""
+    file = io.BytesIO()
+    with av.open(header) as said, av.open(body) as held, av.open(file, "w", "mp4") as made:
+        stream = made.add_stream_from_template(said.streams.video[0])
+        for packet in held.demux(held.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                made.mux(packet)
+    return file.getvalue()
+
+
 def _other(clips: ClipMaker) -> Liars:
     def made(name: str, *options: object) -> bytes:
         return clips.make(f"liar-{name}", *PATTERN, *options).read_bytes()
@@ -141,11 +155,17 @@ def _other(clips: ClipMaker) -> Liars:
     keys = ("-encryption_key", "00" * 16, "-encryption_kid", "11" * 16)
     secret = ("-encryption_scheme", "cenc-aes-ctr", *keys)
     sizes = (made(f"{side}.ts", "-vf", f"scale={side}:{side}", *X264) for side in (32, 640, 16))
+    small, large = (
+        clips.make(f"liar-{side}.mp4", *PATTERN, "-vf", f"scale={side}:{side}", *X264)
+        for side in (64, 640)
+    )
     sequence = made("sequence.avif", "-c:v", "libsvtav1", "-preset", 12)
     return {
         "sequence.avif": (sequence, "unsupported_format"),
         "sequence.heic": (heic[:8] + b"msf1" + heic[12:], "unsupported_format"),
         "sequence of heic.mp4": (heic[:8] + b"hevc" + heic[12:], "unsupported_format"),
         "encrypted.mp4": (made("encrypted.mp4", *X264, *secret), "corrupt"),
+        "said to be 640 x 640.mp4": (_spliced(large, small), "corrupt"),
+        "said to be 64 x 64.mp4": (_spliced(small, large), "corrupt"),
         "sizes change.ts": (b"".join(sizes), None),
     }
