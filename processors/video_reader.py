@@ -68,8 +68,8 @@ class VideoReader:
         Raises:
             DecodeError: With code ``empty``, ``unsupported_format`` (no known container, or no
                 decoder for what it holds), ``no_video_stream`` (cover art is none), ``too_large``
-                (frames, or more than ``MAX_PACKETS`` packets), ``truncated``, ``corrupt`` or
-                ``decoder_out_of_memory``.
+                (frames, more than ``MAX_PACKETS`` packets, or a thousand streams), ``truncated``,
+                ``corrupt`` or ``decoder_out_of_memory``.
             ValueError: If ``max_pixels`` is not positive.
         """
         if max_pixels < 1:

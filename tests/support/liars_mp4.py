@@ -186,8 +186,8 @@ def _few_bytes(pictures: list[bytes]) -> Liars:
         "2^31 samples": (of_one_chunk(2**31 - 1, 1), "corrupt"),
         "50 million samples": (of_one_chunk(50_000_000, 1), "corrupt"),
         "10^9 edits": (edits(1, 10**9), None),
-        "20,000 edits": (compressed(edits(20_000, 20_000)), "too_large"),
-        "900 tracks": (movie(pictures, *[track] * 900), None),
+        "15,000 edits": (compressed(edits(15_000, 15_000)), "too_large"),
+        "300 tracks": (movie(pictures, *[track] * 300), None),
         "10,000 tracks": (movie(pictures, *[track] * 10_000), "too_large"),
         "10,000 tracks of sound": (movie(pictures, track, *[sound] * 9999), "too_large"),
     }
