@@ -52,17 +52,17 @@ def is_damaged(data: bytes | memoryview, video_format: VideoFormat) -> bool:
 
 def _is_mp4_cut(data: bytes | memoryview) -> bool:
     position = 0
-    has_index = False
+    missing = {b"moov", b"mdat"}
     while position + 8 <= len(data):
         size = int.from_bytes(data[position : position + 4], "big")
-        has_index |= data[position + 4 : position + 8] == b"moov"
+        missing.discard(bytes(data[position + 4 : position + 8]))
         if size == 1:
             size = int.from_bytes(data[position + 8 : position + 16], "big")
         if size < 8:  # 0 is the rest of the file, the others are no boxes
             break
         position += size
-    # What was recorded but never finished has no index.
-    return position > len(data) or not has_index
+    # What was recorded but never finished has no index; frames behind it may all be gone.
+    return position > len(data) or bool(missing)
 
 
 def _is_avi_cut(data: bytes | memoryview) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import av
+import av.subtitles.codeccontext  # which PyAV itself does where it meets subtitles: too late
 from av.codec.context import ThreadType
 from av.error import DecoderNotFoundError, PatchWelcomeError
 from av.stream import Discard, Disposition
@@ -29,6 +31,9 @@ _DEMUXERS: Final[dict[VideoFormat, str]] = {
     "MPEG-TS": "mpegts",
     "Matroska": "matroska",
 }
+_MAX_STREAMS: Final = 1000
+_STREAMS: Final[dict[VideoFormat, bytes]] = {"AVI": b"strl", "MP4": b"trak"}
+"""What stands before each stream's headers."""
 _PICTURES: Final = Disposition.attached_pic | Disposition.timed_thumbnails
 _SEEK_FAILED: Final = -1
 _MOST_PIXELS: Final = 2**31 - 1  # that FFmpeg takes as a limit
@@ -58,18 +63,7 @@ class VideoFile:
         Raises:
             DecodeError: As ``VideoReader`` does.
         """
-        demuxer = _DEMUXERS[self.video_format]
-        with self.errors():
-            container = av.open(
-                _MemoryFile(self.data),
-                mode="r",
-                format=demuxer,
-                container_options={"format_whitelist": demuxer, "protocol_whitelist": "none"},
-                # For what is decoded while the headers are read.
-                options={"max_pixels": str(self._max_coded_pixels), "threads": "1"},
-                metadata_errors="replace",
-                io_open=_deny,
-            )
+        container = self._read_headers()
         try:
             with self.errors():
                 return container, self._prepare_stream(container)
@@ -87,6 +81,43 @@ class VideoFile:
         except Exception as error:
             _raise_decode_error(error, video_format=self.video_format)
 
+    def _read_headers(self, **options: str) -> InputContainer:
+        demuxer = _DEMUXERS[self.video_format]
+        fixed = {
+            "format_whitelist": demuxer,
+            "protocol_whitelist": "none",
+            "max_streams": str(_MAX_STREAMS),
+        }
+        with self.errors():
+            try:
+                return av.open(
+                    _MemoryFile(self.data),
+                    mode="r",
+                    format=demuxer,
+                    container_options=fixed | options,
+                    # For what is decoded while the headers are read.
+                    options={"max_pixels": str(self._max_coded_pixels), "threads": "1"},
+                    metadata_errors="replace",
+                    io_open=_deny,
+                )
+            except MemoryError:
+                self._check_num_streams()
+                raise
+
+    def _check_num_streams(self) -> None:
+        """Tells too many streams, which FFmpeg says memory is short for, from short memory."""
+        name = _STREAMS.get(self.video_format)
+        if name and sum(1 for _ in re.finditer(name, self.data)) > _MAX_STREAMS:
+            raise DecodeError("too_large", f"{self.video_format}: more than {_MAX_STREAMS} streams")
+
+    def _check_forgotten_size(self) -> None:
+        """Refuses a stated size so far over the limit that FFmpeg takes it for none."""
+        # Without a decoder nothing is held against the limit.
+        with self._read_headers(codec_whitelist="none") as container:
+            codec = _choose_stream(container, self.video_format).codec_context
+            if codec.width and codec.height:
+                check_size(codec.width, codec.height, max_pixels=self.max_pixels)
+
     @property
     def _max_coded_pixels(self) -> int:
         # Decoders count whole blocks, up to 64 pixels on each side more than is shown.
@@ -101,6 +132,8 @@ class VideoFile:
             )
         if codec.width and codec.height:
             check_size(codec.width, codec.height, max_pixels=self.max_pixels)
+        else:
+            self._check_forgotten_size()
         codec.thread_count = 1
         codec.thread_type = ThreadType.NONE
         codec.options = {"max_pixels": str(self._max_coded_pixels)}

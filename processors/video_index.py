@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_PACKETS: Final = 2**21
-"""Most packets of a clip: four hours at 120 frames a second."""
+"""Most packets of a clip, empty ones among them: four hours at 120 frames a second."""
 
 # Codecs reorder within 16 frames or 32 fields. What is further from its place by its timestamp is
 # there because the timestamps wrap, or start again where recordings were joined.
@@ -35,6 +35,7 @@ class PacketList:
         is_key: Whether decoding may begin with it.
         is_shown: Whether it gives a frame to be seen.
         last: Ticks that the frame shown last lasts; 0 where unknown.
+        num_whole: How many there are, up to the last one that is whole.
         is_short: Whether the demuxer met an error, or the last packet is not whole.
     """
 
@@ -42,6 +43,7 @@ class PacketList:
     is_key: list[bool] = field(default_factory=list)
     is_shown: list[bool] = field(default_factory=list)
     last: int = 0
+    num_whole: int = 0
     is_short: bool = False
 
 
@@ -84,29 +86,38 @@ class FrameIndex:
 def packets_with_data(
     container: InputContainer, stream: VideoStream
 ) -> Iterator[Packet[VideoStream]]:
-    """A stream's packets, less the empty ones: PyAV's last, and what AVI puts for no change."""
-    return (packet for packet in container.demux(stream) if packet.size)
+    """A stream's packets, less the empty ones: PyAV's last, and what AVI puts for no change.
+
+    Raises:
+        DecodeError: With code ``too_large`` for more than ``MAX_PACKETS`` packets, empty ones too:
+            a few bytes can stand for any number of those.
+    """
+    for number, packet in enumerate(container.demux(stream)):
+        if number > MAX_PACKETS:  # PyAV's last is one more.
+            raise DecodeError("too_large", f"more than {MAX_PACKETS} packets of video")
+        if packet.size:
+            yield packet
 
 
 def read_packets(container: InputContainer, stream: VideoStream) -> PacketList:
     """Reads a stream to its end, decoding nothing.
 
     Raises:
-        DecodeError: With code ``too_large`` for more than ``MAX_PACKETS`` packets.
+        DecodeError: As ``packets_with_data`` does.
     """
     found = PacketList()
     is_vp8 = stream.codec_context.name == "vp8"
     latest = None
     try:
         for packet in packets_with_data(container, stream):
-            if len(found.ticks) == MAX_PACKETS:
-                raise DecodeError("too_large", f"more than {MAX_PACKETS} packets of video")
             # VP8's references for others alone are packets of their own, and say so in a bit.
             is_hidden = is_vp8 and not bytes(packet)[0] & 0x10
             found.ticks.append(packet.pts)
             found.is_key.append(packet.is_keyframe)
             found.is_shown.append(not packet.is_discard and not is_hidden)
             found.is_short = packet.is_corrupt
+            if not packet.is_corrupt:
+                found.num_whole = len(found.ticks)
             if packet.pts is not None and (latest is None or packet.pts > latest):
                 latest, found.last = packet.pts, packet.duration or 0
     except av.FFmpegError:
@@ -135,8 +146,10 @@ def index_frames(
     if not has_display_times or None in found.ticks:
         return _counted(shown, first, timeline_at_rate(int(shown.sum()), stated_fps))
     ticks = np.array(found.ticks, np.int64)
-    if (shown & (ticks >= ticks[first])).any():
-        shown &= ticks >= ticks[first]
+    # Those that belong before it come right after it; others are of a time that jumped back.
+    followers = first + 1 + np.flatnonzero(ticks[first + 1 :] >= ticks[first])
+    if len(followers) and followers[0] - first <= _MAX_REORDER and shown[followers].any():
+        shown[first + 1 : followers[0]] = False
     packets = np.flatnonzero(shown)
     order = np.argsort(ticks[packets], kind="stable")
     ordered = ticks[packets][order]

@@ -68,8 +68,8 @@ class VideoReader:
         Raises:
             DecodeError: With code ``empty``, ``unsupported_format`` (no known container, or no
                 decoder for what it holds), ``no_video_stream`` (cover art is none), ``too_large``
-                (frames, or more than ``MAX_PACKETS`` packets), ``truncated``, ``corrupt`` or
-                ``decoder_out_of_memory``.
+                (frames, more than ``MAX_PACKETS`` packets, or a thousand streams), ``truncated``,
+                ``corrupt`` or ``decoder_out_of_memory``.
             ValueError: If ``max_pixels`` is not positive.
         """
         if max_pixels < 1:
@@ -149,7 +149,7 @@ def _index(file: VideoFile) -> FrameIndex:
     try:
         container, stream = file.open()
     except DecodeError as error:
-        is_header = error.code in ("corrupt", "no_video_stream")
+        is_header = error.code in ("corrupt", "no_video_stream", "unsupported_format")
         if is_header and is_cut(file.data, file.video_format):
             raise DecodeError("truncated", f"{error.message}; the file ends early") from error
         raise
@@ -201,7 +201,7 @@ def _check_length(
         num_frames, end_s = index.timeline.num_frames, index.timeline.duration_s or 0.0
         frame_s = end_s / num_frames
     # The last frame on display need not be the last one in the file.
-    if stated and len(found.ticks) >= stated[0] and end_s > stated[1] - frame_s / 2:
+    if stated and found.num_whole >= stated[0] and end_s > stated[1] - frame_s / 2:
         return
     of_frames = f" of {stated[0]}" if stated and stated[0] else ""
     of_seconds = f" of {stated[1]:.1f} s" if stated else ""

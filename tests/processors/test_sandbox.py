@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 
 from processors import DecodeError, decode_image
-from processors.media import MediaInfo, MediaOptions
+from processors.media import MediaInfo, MediaOptions, open_media
 from processors.sampling import VideoSampling
 from processors.sandbox import MAX_FRAMES, Decoder, DecoderLimits, SandboxError
 from tests.processors.hostile_template import clip_info, pixels
+from tests.support.clips import PATTERN, X264, ClipMaker
 
 OPTIONS = MediaOptions(sampling=VideoSampling(max_frames=MAX_FRAMES))
 
@@ -112,6 +113,19 @@ def test_real_photos_are_what_they_are_without_a_process(
 ) -> None:
     for photo in [*photos, *sorted(goldens.glob("*.png"))]:
         assert_decoded(decoder, photo.read_bytes())
+
+
+def test_a_clip_with_sound_subtitles_and_attachments_is_what_it_is_without_a_process(
+    decoder: Decoder, clips: ClipMaker
+) -> None:
+    text = clips.folder / "words.srt"
+    text.write_text("1\n00:00:00,000 --> 00:00:00,200\nwords\n")
+    inputs = (*PATTERN, "-f", "lavfi", "-i", "sine=duration=0.4", "-i", text)
+    attached = ("-attach", text, "-metadata:s:t", "mimetype=text/plain")
+    data = clips.make("with all.mkv", *inputs, *X264, *attached).read_bytes()
+    media = open_media(data, OPTIONS)
+    expected = media.info, [frame.copy() for frame in media.frames]
+    np.testing.assert_equal(read(decoder, data), expected)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from processors.packet_decoder import PacketDecoder
 from processors.video_file import VideoFile
 from processors.video_reader import VideoReader
 from tests.support.clips import PATTERN, X264, ClipMaker, real_clip
+from tests.support.isobmff import movie, stsz, table, trak
 
 MAX_PIXELS = 2**20
 X265 = ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=error:qp=12")
@@ -530,11 +531,65 @@ def test_a_size_that_changes(clips: ClipMaker) -> None:
     assert failure(data, max_pixels=64 * 48).code == "too_large"
 
 
+def test_recordings_joined_in_any_order_are_counted(clips: ClipMaker) -> None:
+    source = ("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25:duration=4", *X264)
+    late = clips.make("late.ts", *source, "-output_ts_offset", 30).read_bytes()
+    soon = clips.make("soon.ts", *source).read_bytes()
+    reader = VideoReader(late + soon, max_pixels=MAX_PIXELS)
+    assert (reader.metadata.total_num_frames, reader.metadata.fps) == (200, 25)
+    frames = np.stack([frame.copy() for frame in reader.frames(range(200))])
+    reader.close()
+    np.testing.assert_array_equal(frames[:100], frames[100:])
+
+
+@pytest.mark.parametrize(
+    ("box", "offset"), [(b"stsd", 20), (b"avcC", 0), (b"mdat", -4), (b"mdat", 4), (None, -1)]
+)
+def test_clips_cut_at_a_border_or_by_a_byte_are_truncated(
+    clips: ClipMaker, box: bytes | None, offset: int
+) -> None:
+    path = clips.make("index first.mp4", *PATTERN, *X264, "-movflags", "faststart")
+    data = path.read_bytes()
+    at = (len(data) if box is None else data.index(box)) + offset
+    assert failure(data[:at]).code == "truncated"
+
+
+@pytest.mark.parametrize("name", ["far.avi", "far.mov", "far.mp4", "far.webm"])
+def test_sizes_far_over_the_limit_are_too_large(clips: ClipMaker, name: str) -> None:
+    codecs = {
+        "far.avi": "mpeg4",
+        "far.mov": "mjpeg",
+        "far.mp4": "libx264",
+        "far.webm": "libvpx-vp9",
+    }
+    data = clips.make(name, *PATTERN, "-s", "640x480", "-c:v", codecs[name]).read_bytes()
+    error = failure(data, max_pixels=1000)
+    assert error.code == "too_large"
+    assert error.message == "640 x 480 is 307200 pixels, over the limit of 1000"
+
+
+def test_too_many_streams() -> None:
+    track = trak([8])
+    error = failure(movie([b"no video"], *[track] * 1001))
+    assert (error.code, error.message) == ("too_large", "MP4: more than 1000 streams")
+    assert failure(movie([b"no video"], *[track] * 1000)).code == "corrupt"
+
+
 def test_too_many_packets(clips: ClipMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     data = clips.make("h264.mp4", *PATTERN, *X264).read_bytes()
+    monkeypatch.setattr("processors.video_index.MAX_PACKETS", 10)
+    assert VideoReader(data, max_pixels=MAX_PIXELS).metadata.total_num_frames == 10
     monkeypatch.setattr("processors.video_index.MAX_PACKETS", 9)
     error = failure(data)
     assert (error.code, error.message) == ("too_large", "more than 9 packets of video")
+
+
+def test_too_many_packets_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {"stsz": stsz(*[0] * 9), "stsc": table(b"stsc", (1, 9, 1))}
+    data = movie([b"no picture"], stts=table(b"stts", (9, 1000)), **tables)
+    assert failure(data).code == "corrupt"
+    monkeypatch.setattr("processors.video_index.MAX_PACKETS", 8)
+    assert failure(data).code == "too_large"
 
 
 @pytest.mark.parametrize("indices", [[-1], [10], [3, 2], [0, 10]])

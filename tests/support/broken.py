@@ -45,7 +45,7 @@ def broken(clips: ClipMaker, collection: Collection) -> dict[str, tuple[bytes, s
         "cut.mp4": (_cut(whole), "truncated"),
         "damaged.mkv": (_damaged(made("whole.mkv", *source, "-c:v", "libx265")), "truncated"),
         "empty.webm": (b"", "empty"),
-        "no frames.mp4": (_no_frames(), "corrupt"),
+        "no frames.mp4": (_no_frames(), "truncated"),
         "playlist.mp4": (PLAYLIST, "unsupported_format"),
         "strip.png": (_strip(), "aspect_ratio"),
         "text.mov": (b"This was never a clip.\n" * 40, "unsupported_format"),
