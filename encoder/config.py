@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -83,7 +84,7 @@ class Glm4vVisionConfig:
         for name, largest in _LARGEST.items():
             if getattr(self, name) > largest:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is over {largest}, the most supported"
+                    f"{name}={describe(getattr(self, name))} is over {largest}, the most supported"
                 )
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act={describe(self.hidden_act)} is not supported; 'silu' is")
@@ -244,7 +245,7 @@ def _check_type(name: str, value: object, kind: Any) -> None:
         return
     allowed = int if kind is int else (int, float)
     number = isinstance(value, allowed) and not isinstance(value, bool)
-    if not (number and 0 < value < math.inf):  # type: ignore[operator]
+    if not (number and 0 < value <= sys.float_info.max):  # type: ignore[operator]
         raise ValueError(
             f"{name}={describe(value)} is not a positive {'integer' if kind is int else 'number'}"
         )

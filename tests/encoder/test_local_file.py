@@ -87,10 +87,10 @@ def test_what_is_no_file_is_not_opened(folder: Path) -> None:
     (folder / "device").symlink_to("/dev/zero")
     (folder / "folder").mkdir()
     for name in ("pipe", "device", "folder"):
-        with pytest.raises(ValueError, match="^not a regular file$"):
+        with pytest.raises(ValueError, match=r"^not a regular file$"):
             check_local_file(folder / name)
     (folder / "loop").symlink_to("loop")
-    with pytest.raises(ValueError, match="^a symbolic link to itself$"):
+    with pytest.raises(ValueError, match=r"^a symbolic link to itself$"):
         check_local_file(folder / "loop")
     (folder / "dangling").symlink_to("nothing")
     with pytest.raises(FileNotFoundError):
