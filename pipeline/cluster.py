@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
+from pipeline.strangers import refuse_open_cluster
 
 # Pages of the object store count as memory of every process that has touched them.
 _OBJECT_STORE_BYTES = 512 * 2**20
@@ -75,11 +76,16 @@ def quiet() -> None:
 
 
 @contextmanager
-def ray_running(*, verbose: bool) -> Iterator[None]:
+def ray_running(*, verbose: bool, insecure: bool = False) -> Iterator[None]:
     """Joins the cluster of the environment, or runs a local one for as long as the block.
+
+    Args:
+        verbose: Whether Ray says what it does.
+        insecure: Whether a cluster that strangers may reach is joined.
 
     Raises:
         ClusterError: Ray did not start, or could not be joined.
+        UsageError: The cluster is open to strangers.
     """
     if not in_cluster():
         _prepare_local()
@@ -93,6 +99,10 @@ def ray_running(*, verbose: bool) -> Iterator[None]:
     try:
         _init(verbose=verbose)
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in our place.
+        if in_cluster():
+            head: str = ray.get_runtime_context().gcs_address
+            dashboard = getattr(ray._private.worker._global_node, "webui_url", None)
+            refuse_open_cluster(head, dashboard, insecure=insecure)
         yield
     finally:
         ray.shutdown()
