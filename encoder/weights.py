@@ -220,11 +220,12 @@ def _read_index(fs: Filesystem, path: str, location: str) -> dict[str, str]:
     for shard in weight_map.values():
         # Also refuses what only another system takes for a path.
         if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard:
-            raise CheckpointError(
-                f"{location}: the index points outside the folder: {describe(shard)}"
-            )
-        if not shard.endswith(".safetensors") or shown(shard) != shard:
-            raise CheckpointError(f"{location}: the index names {describe(shard)}, not safetensors")
+            fault = f"points outside the folder: {describe(shard)}"
+        elif not shard.endswith(".safetensors") or shown(shard) != shard:
+            fault = f"names {describe(shard)}, not safetensors"
+        else:
+            continue
+        raise CheckpointError(f"{location}: the index {fault}")
     return weight_map
 
 

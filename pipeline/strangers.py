@@ -97,7 +97,10 @@ def _beyond_loopback(address: str) -> str | None:
     if not own.is_loopback:
         return address
     listening = (found for table in _TABLES for found in _listening(table, int(port)))
-    return next((f"{found}:{port}" for found in listening if not found.is_loopback), None)
+    found = next((found for found in listening if not found.is_loopback), None)
+    if found is None:
+        return None
+    return f"[{found}]:{port}" if found.version == 6 else f"{found}:{port}"
 
 
 def _listening(table: str, port: int) -> Iterator[IPv4Address | IPv6Address]:

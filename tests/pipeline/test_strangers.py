@@ -92,7 +92,7 @@ def test_no_loopback_address_is_open_to_others(
     ("host", "reached"),
     [
         (EVERYWHERE, "0.0.0.0"),
-        (EVERYWHERE_6, "::"),
+        (EVERYWHERE_6, "[::]"),
         (PUBLIC, "192.0.2.2"),
         (PUBLIC_MAPPED, "192.0.2.2"),
     ],
