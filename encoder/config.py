@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,7 +15,19 @@ _ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
 # Head counts that an error proposes; the default's width has 16, others over 50.
 _MAX_PROPOSED = 8
 # Far over any tower's; counting shapes or heads with more would take all memory, or never end.
-_LARGEST = {"depth": 1000, "hidden_size": 2**20}
+_LARGEST = {
+    "depth": 1000,
+    "hidden_size": 2**20,
+    "num_heads": 2**18,
+    "in_channels": 2**10,
+    "image_size": 2**16,
+    "patch_size": 2**10,
+    "temporal_patch_size": 2**10,
+    "spatial_merge_size": 2**10,
+    "out_hidden_size": 2**20,
+    "intermediate_size": 2**20,
+}
+_MOST_PARAMETERS = 10**10  # 40 GB in float32; the largest tower that is published has 0.9 billion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +84,10 @@ class Glm4vVisionConfig:
         for name, largest in _LARGEST.items():
             if getattr(self, name) > largest:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is over {largest}, the most supported"
+                    f"{name}={describe(getattr(self, name))} is over {largest}, the most supported"
                 )
         if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act={self.hidden_act!r} is not supported; 'silu' is")
+            raise ValueError(f"hidden_act={describe(self.hidden_act)} is not supported; 'silu' is")
         if self.image_size < self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size} is smaller than patch_size={self.patch_size}"
@@ -86,6 +99,11 @@ class Glm4vVisionConfig:
             raise ValueError(
                 f"num_heads={self.num_heads} does not cut hidden_size={self.hidden_size} into "
                 f"heads whose width is a multiple of 4; {self._proposed_counts()}"
+            )
+        if self.num_parameters > _MOST_PARAMETERS:
+            raise ValueError(
+                f"a tower of {self.num_parameters:,} parameters is over {_MOST_PARAMETERS:,}, the "
+                "most supported"
             )
 
     @property
@@ -177,7 +195,9 @@ class Glm4vVisionConfig:
             )
         vision = config.get("vision_config")
         if vision is None and ("text_config" in config or "architectures" in config):
-            raise ValueError(f"model_type {config.get('model_type')!r} has no vision_config")
+            raise ValueError(
+                f"model_type {describe(config.get('model_type'))} has no vision_config"
+            )
         for part in (vision, config):
             if part is not None:
                 if not isinstance(part, Mapping):
@@ -195,7 +215,8 @@ class Glm4vVisionConfig:
         # a head_dim that differs cannot run there either.
         if source.get("head_dim") not in (None, result.head_dim):
             raise ValueError(
-                f"head_dim={source['head_dim']!r} is not hidden_size / num_heads={result.head_dim}"
+                f"head_dim={describe(source['head_dim'])} is not hidden_size / "
+                f"num_heads={result.head_dim}"
             )
         return result
 
@@ -220,13 +241,13 @@ class Glm4vVisionConfig:
 def _check_type(name: str, value: object, kind: Any) -> None:
     if kind is bool or kind is str:
         if not isinstance(value, kind):
-            raise ValueError(f"{name}={value!r} is not a {kind.__name__}")
+            raise ValueError(f"{name}={describe(value)} is not a {kind.__name__}")
         return
     allowed = int if kind is int else (int, float)
     number = isinstance(value, allowed) and not isinstance(value, bool)
-    if not (number and 0 < value < math.inf):  # type: ignore[operator]
+    if not (number and 0 < value <= sys.float_info.max):  # type: ignore[operator]
         raise ValueError(
-            f"{name}={value!r} is not a positive {'integer' if kind is int else 'number'}"
+            f"{name}={describe(value)} is not a positive {'integer' if kind is int else 'number'}"
         )
 
 
@@ -234,7 +255,7 @@ def _check_architecture(model_type: object) -> None:
     if model_type is None or str(model_type).removesuffix("_vision") in ARCHITECTURES:
         return
     raise ValueError(
-        f"model_type {model_type!r} is another architecture; "
+        f"model_type {describe(model_type)} is another architecture; "
         f"supported: {', '.join(ARCHITECTURES)}, each with or without the suffix _vision"
     )
 
@@ -242,11 +263,11 @@ def _check_architecture(model_type: object) -> None:
 def _read_rope_theta(source: Mapping[str, Any]) -> dict[str, Any]:
     parameters = source.get("rope_parameters", {})
     if not isinstance(parameters, Mapping):
-        raise ValueError(f"rope_parameters={parameters!r} is not an object")
+        raise ValueError(f"rope_parameters={describe(parameters)} is not an object")
     rope_type = parameters.get("rope_type", "axial")
     # transformers reads "default" as "axial" for these towers.
     if rope_type not in ("axial", "default"):
-        raise ValueError(f"rope_type {rope_type!r} is not supported; 'axial' is")
+        raise ValueError(f"rope_type {describe(rope_type)} is not supported; 'axial' is")
     return {"rope_theta": parameters["rope_theta"]} if "rope_theta" in parameters else {}
 
 

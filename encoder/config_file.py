@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from encoder.json_text import parse_object
+from encoder.local_file import read_local_json
+
 T = TypeVar("T")
 
 
@@ -17,15 +20,12 @@ def read_config_file(folder: str | os.PathLike[str], parse: Callable[[Mapping[st
         parse: What makes a configuration of the JSON object, or raises ValueError.
 
     Raises:
-        ValueError: There is none, it is no JSON object, or `parse` refuses it; one line that
-            names the file.
+        ValueError: There is none, it is no JSON object, is not the folder's own, is too large, or
+            `parse` refuses it; one line that names the file.
     """
     path = Path(folder) / "config.json"
     try:
-        raw = json.loads(path.read_bytes())
-        if not isinstance(raw, dict):
-            raise ValueError(f"a JSON object is expected, not {type(raw).__name__}")
-        return parse(raw)
+        return parse(parse_object(read_local_json(path)))
     except OSError as error:
         raise ValueError(
             f"{path}: {error.strerror}; from_pretrained takes a local folder that holds "

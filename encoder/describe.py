@@ -1,6 +1,8 @@
-"""How an error shows a value that it did not expect, whatever it is."""
+"""How an error shows what it did not expect, whatever it is."""
 
 import reprlib
+
+_LONGEST = 200  # of a name that is shown as it is; those of tensors have some 60 characters
 
 
 def describe(value: object) -> str:
@@ -9,3 +11,8 @@ def describe(value: object) -> str:
     if kind.__module__ != "builtins":
         return f"<{kind.__module__}.{kind.__qualname__}>"
     return " ".join(reprlib.repr(value).split())
+
+
+def shown(name: str) -> str:
+    """Returns a name out of a file as a part of one line, quoted where a terminal might obey it."""
+    return name if name.isprintable() and len(name) <= _LONGEST else describe(name)

@@ -3,24 +3,27 @@
 The header comes from outside and is checked before anything is read or allocated by it.
 """
 
-import json
 import math
 import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from encoder.describe import describe
+from encoder.describe import describe, shown
+from encoder.json_text import parse_object
+from encoder.local_file import check_json_size, check_local_file
 
 # fsspec is untyped; this is an fsspec.AbstractFileSystem.
 Filesystem = Any
 
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_HEADER_BYTES = 16 * 2**20  # the format allows 100 MB; 17,664 tensors in one file take 3
+_MAX_DIMENSIONS = 16
+_MAX_NUMBER = 2**63 - 1
 _LENGTH_BYTES = 8
 _LFS_POINTER = b"version https://git-lfs"
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
@@ -97,6 +100,43 @@ def open_location(location: str) -> tuple[Filesystem, str]:
     return fs, path.rstrip("/")
 
 
+def file_size(fs: Filesystem, path: str) -> int:
+    """Returns the size in bytes of a file that may be read as part of a checkpoint.
+
+    Raises:
+        CheckpointError: It is no regular file, of no known size, or a symbolic link to one that is
+            not part of the checkpoint.
+        FileNotFoundError, NotADirectoryError: There is none.
+        Exception: The filesystem's own.
+    """
+    if isinstance(fs, LocalFileSystem):
+        try:
+            return check_local_file(Path(path))
+        except ValueError as error:
+            raise CheckpointError(f"{shown(path)}: {error}") from error
+    info = fs.info(path)
+    if info.get("type") != "file" or not isinstance(info.get("size"), int):
+        raise CheckpointError(f"{shown(path)}: not a file of known size")
+    size: int = info["size"]
+    return size
+
+
+def read_json_file(fs: Filesystem, path: str) -> bytes:
+    """Reads a whole file that is to be JSON.
+
+    Raises:
+        CheckpointError: As `file_size`, or it is too large.
+        FileNotFoundError, NotADirectoryError: There is none.
+        Exception: The filesystem's own.
+    """
+    size = file_size(fs, path)
+    try:
+        check_json_size(size)
+    except ValueError as error:
+        raise CheckpointError(f"{shown(path)}: {error}") from error
+    return read_range(fs, path, 0, size) if size else b""
+
+
 def read_header(fs: Filesystem, path: str) -> Header:
     """Reads and checks the header of a safetensors file.
 
@@ -106,33 +146,43 @@ def read_header(fs: Filesystem, path: str) -> Header:
 
     Raises:
         CheckpointError: No such file, a Git LFS pointer in its place, or the header is corrupt or
-            lies: no JSON object, ranges past the end of the file, overlapping, or not as long as
-            dtype and shape need.
+            lies: no JSON object, ranges that overlap, leave bytes out or pass the end of the file,
+            or are not as long as dtype and shape need.
     """
+    place = shown(path)
     try:
-        size = fs.size(path)
+        size = file_size(fs, path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    if size < _LENGTH_BYTES:
-        raise CheckpointError(f"{path}: not safetensors: only {size} bytes")
-    (length,) = struct.unpack("<Q", read_range(fs, path, 0, _LENGTH_BYTES))
-    data_start = _LENGTH_BYTES + length
-    if not 0 < length <= _MAX_HEADER_BYTES or data_start > size:
-        if read_range(fs, path, 0, min(size, len(_LFS_POINTER))) == _LFS_POINTER:
-            raise CheckpointError(f"{path}: a Git LFS pointer, not the weights: run git lfs pull")
-        raise CheckpointError(
-            f"{path}: corrupt: a header of {length} bytes in a file of {size} bytes"
-        )
+        raise CheckpointError(f"{place}: no such file") from error
+    data_start = _LENGTH_BYTES + _header_length(fs, path, size)
     try:
-        header = json.loads(read_range(fs, path, _LENGTH_BYTES, data_start).decode())
+        header = parse_object(read_range(fs, path, _LENGTH_BYTES, data_start))
         metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise ValueError("__metadata__ is not an object of strings")
         entries = {name: _read_entry(path, raw, data_start, size) for name, raw in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: corrupt header: {_reason(error)}") from error
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: corrupt header: __metadata__ is not an object")
-    _check_overlap(path, entries)
+        _check_order(entries, data_start, size)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{place}: corrupt header: {_reason(error)}") from error
     return Header(entries=entries, metadata=metadata)
+
+
+def _header_length(fs: Filesystem, path: str, size: int) -> int:
+    place = shown(path)
+    if size < _LENGTH_BYTES:
+        raise CheckpointError(f"{place}: not safetensors: only {size} bytes")
+    length: int = struct.unpack("<Q", read_range(fs, path, 0, _LENGTH_BYTES))[0]
+    if not 0 < length <= size - _LENGTH_BYTES:
+        if read_range(fs, path, 0, min(size, len(_LFS_POINTER))) == _LFS_POINTER:
+            raise CheckpointError(f"{place}: a Git LFS pointer, not the weights: run git lfs pull")
+        raise CheckpointError(
+            f"{place}: corrupt: a header of {length} bytes in a file of {size} bytes"
+        )
+    if length > _MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{place}: a header of {length} bytes is over {_MAX_HEADER_BYTES}, the most supported"
+        )
+    return length
 
 
 def read_range(fs: Filesystem, path: str, start: int, end: int) -> bytes:
@@ -146,15 +196,18 @@ def read_range(fs: Filesystem, path: str, start: int, end: int) -> bytes:
     # By name: to S3's, the second argument is a version.
     data: bytes = fs.cat_file(path, start=start, end=end, **options)
     if len(data) != end - start:
-        raise CheckpointError(f"{path}: truncated: ends within bytes {start} to {end}")
+        raise CheckpointError(f"{shown(path)}: truncated: ends within bytes {start} to {end}")
     return data
 
 
 def _read_entry(path: str, raw: Any, data_start: int, size: int) -> TensorEntry:
-    dtype, shape, (start, end) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
+    dtype, shape, (start, end) = raw["dtype"], raw["shape"], raw["data_offsets"]
+    if not isinstance(dtype, str) or not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{describe(dtype)} of shape {describe(shape)} is no tensor's")
     for number in (*shape, start, end):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ValueError(f"{number!r} where a size or an offset belongs")
+        is_number = isinstance(number, int) and not isinstance(number, bool)
+        if not is_number or not 0 <= number <= _MAX_NUMBER:
+            raise ValueError(f"{describe(number)} where a size or an offset belongs")
     if not start <= end <= size - data_start:
         raise ValueError(
             f"bytes {start} to {end} of a tensor, where the file holds {size - data_start}"
@@ -162,17 +215,26 @@ def _read_entry(path: str, raw: Any, data_start: int, size: int) -> TensorEntry:
     # A dtype that came later than this file can only belong to a tensor that is not ours.
     item_bytes = ITEM_BYTES.get(dtype)
     if item_bytes is not None and end - start != item_bytes * math.prod(shape):
-        raise ValueError(f"{end - start} bytes for {dtype} of shape {shape}")
+        raise ValueError(f"{end - start} bytes for {dtype} of shape {describe(tuple(shape))}")
     return TensorEntry(
-        path=path, dtype=dtype, shape=shape, start=data_start + start, end=data_start + end
+        path=path, dtype=dtype, shape=tuple(shape), start=data_start + start, end=data_start + end
     )
 
 
-def _check_overlap(path: str, entries: Mapping[str, TensorEntry]) -> None:
-    ordered = sorted(entries.items(), key=lambda item: (item[1].start, item[1].end))
-    for (first, before), (second, after) in pairwise(ordered):
-        if after.start < before.end:
-            raise CheckpointError(f"{path}: corrupt header: {first} and {second} overlap")
+def _check_order(entries: Mapping[str, TensorEntry], data_start: int, size: int) -> None:
+    """Raises a ValueError unless every byte behind the header is one tensor's."""
+    end, before = data_start, ""
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start < end:
+            raise ValueError(f"{shown(before)} and {shown(name)} overlap")
+        _check_no_hole(end, entry.start)
+        end, before = entry.end, name
+    _check_no_hole(end, size)
+
+
+def _check_no_hole(start: int, end: int) -> None:
+    if start != end:
+        raise ValueError(f"bytes {start} to {end} of the file are no tensor's")
 
 
 def _reason(error: Exception) -> str:

@@ -17,14 +17,17 @@ from typing import Any, BinaryIO
 
 from encoder.byte_ranges import in_file_order, read_pieces, read_tensors
 from encoder.config import PRESETS, Glm4vVisionConfig
+from encoder.describe import describe, shown
 from encoder.digests import DIGEST_BYTES, json_digest
 from encoder.hub import hub_hint, pin_location
+from encoder.json_text import parse_object
 from encoder.safetensors_file import (
     CheckpointError,
     Filesystem,
     TensorEntry,
     open_location,
     read_header,
+    read_json_file,
 )
 
 _SCHEME = "patchflow-checkpoint-1"
@@ -87,7 +90,7 @@ def vision_tensors(location: str | os.PathLike[str]) -> VisionTensors:
     """
     location = pin_location(location)
     fs, path = open_location(location)
-    if path.endswith(_PICKLE_SUFFIXES):
+    if path.lower().endswith(_PICKLE_SUFFIXES):
         raise CheckpointError(f"{location}: {_PICKLE_REFUSED}")
     if path.endswith(".safetensors"):
         header = read_header(fs, path)
@@ -95,7 +98,7 @@ def vision_tensors(location: str | os.PathLike[str]) -> VisionTensors:
         raw_config = (
             _read_json(fs, f"{PurePosixPath(path).parent}/config.json", location)
             if text is None
-            else _parse_json(text, location)
+            else _parse_json(text.encode(), location)
         )
         config = _read_config(raw_config, location)
         entries = _check_tower(header.entries, header.entries, config, location)
@@ -145,19 +148,16 @@ def _digest(data: memoryview) -> str:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
 
 
-def _parse_json(text: str | bytes, location: str) -> Mapping[str, Any]:
+def _parse_json(text: bytes, place: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{location}: broken JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{location}: broken JSON: not an object")
-    return value
+        return parse_object(text)
+    except ValueError as error:
+        raise CheckpointError(f"{place}: broken JSON: {error}") from error
 
 
 def _read_json(fs: Filesystem, path: str, location: str) -> Mapping[str, Any]:
     try:
-        text = fs.cat_file(path)
+        text = read_json_file(fs, path)
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = hub_hint(location)
         if "/" not in location and location not in PRESETS:
@@ -181,7 +181,8 @@ def _find_in_folder(
         entries = read_header(fs, f"{path}/model.safetensors").entries
         return _check_tower(entries, entries, config, location)
     if not _is_there(fs, f"{path}/model.safetensors.index.json"):
-        if any(str(name).endswith(_PICKLE_SUFFIXES) for name in fs.ls(path, detail=False)):
+        names = fs.ls(path, detail=False)
+        if any(str(name).lower().endswith(_PICKLE_SUFFIXES) for name in names):
             raise CheckpointError(f"{location}: {_PICKLE_REFUSED}")
         raise CheckpointError(
             f"{location}: neither model.safetensors nor model.safetensors.index.json there"
@@ -190,14 +191,16 @@ def _find_in_folder(
     prefix = _find_prefix(shard_of, config, location)
     expected = {prefix + bare for bare in config.tensor_shapes()}
     shards = sorted({shard for name, shard in shard_of.items() if name in expected})
+
+    def read(shard: str) -> dict[str, TensorEntry]:
+        found = read_header(fs, f"{path}/{shard}").entries
+        return {
+            name: found[name] for name in found.keys() & expected if shard_of.get(name) == shard
+        }
+
     with ThreadPoolExecutor(_HEADERS_AT_A_TIME) as pool:
-        headers = list(pool.map(lambda shard: read_header(fs, f"{path}/{shard}"), shards))
-    entries = {
-        name: entry
-        for shard, header in zip(shards, headers, strict=True)
-        for name, entry in header.entries.items()
-        if shard_of.get(name) == shard
-    }
+        parts = list(pool.map(read, shards))
+    entries = {name: entry for part in parts for name, entry in part.items()}
     return _check_tower(shard_of, entries, config, location)
 
 
@@ -217,9 +220,12 @@ def _read_index(fs: Filesystem, path: str, location: str) -> dict[str, str]:
     for shard in weight_map.values():
         # Also refuses what only another system takes for a path.
         if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard:
-            raise CheckpointError(f"{location}: the index points outside the folder: {shard!r}")
-        if not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{location}: the index names {shard!r}, not safetensors")
+            fault = f"points outside the folder: {describe(shard)}"
+        elif not shard.endswith(".safetensors") or shown(shard) != shard:
+            fault = f"names {describe(shard)}, not safetensors"
+        else:
+            continue
+        raise CheckpointError(f"{location}: the index {fault}")
     return weight_map
 
 
@@ -258,12 +264,12 @@ def _check_tower(
         ],
         "that the config does not account for": _surplus(names, prefix, expected),
         "of another shape": [
-            f"{prefix + bare} is {entry.shape}, the config makes it {expected[bare]}"
+            f"{prefix + bare} is {describe(entry.shape)}, the config makes it {expected[bare]}"
             for bare, entry in tower.items()
             if entry.shape != expected[bare]
         ],
         f"of another dtype than {', '.join(_DTYPES)}": [
-            f"{prefix + bare} is {entry.dtype}"
+            f"{prefix + bare} is {shown(entry.dtype)}"
             for bare, entry in tower.items()
             if entry.dtype not in _DTYPES
         ],
@@ -285,7 +291,9 @@ def _surplus(names: Iterable[str], prefix: str, expected: Collection[str]) -> li
     modules = {bare.split(".")[0] for bare in expected}
     found = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
     return [
-        prefix + bare for bare in found if bare.split(".")[0] in modules and bare not in expected
+        shown(prefix + bare)
+        for bare in found
+        if bare.split(".")[0] in modules and bare not in expected
     ]
 
 

@@ -72,14 +72,16 @@ class GlmgaConfig:
     def __post_init__(self) -> None:
         if self.model_type not in ARCHITECTURES:
             raise ValueError(
-                f"model_type={self.model_type!r} is none of {', '.join(ARCHITECTURES)}"
+                f"model_type={describe(self.model_type)} is none of {', '.join(ARCHITECTURES)}"
             )
         for name in _TOKEN_IDS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"{name}={value!r} is not an integer of 0 or more")
+                raise ValueError(f"{name}={describe(value)} is not an integer of 0 or more")
         if not isinstance(self.tie_word_embeddings, bool):
-            raise ValueError(f"tie_word_embeddings={self.tie_word_embeddings!r} is not a bool")
+            raise ValueError(
+                f"tie_word_embeddings={describe(self.tie_word_embeddings)} is not a bool"
+            )
         # Frozen, so the forms that transformers accepts are settled behind its back.
         object.__setattr__(self, "vision_config", _parse_vision(self.vision_config))
         object.__setattr__(self, "text_config", _parse_text(self.text_config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -12,10 +13,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
+from pipeline.strangers import refuse_open_cluster
 
 # Pages of the object store count as memory of every process that has touched them.
 _OBJECT_STORE_BYTES = 512 * 2**20
@@ -73,11 +76,16 @@ def quiet() -> None:
 
 
 @contextmanager
-def ray_running(*, verbose: bool) -> Iterator[None]:
+def ray_running(*, verbose: bool, insecure: bool = False) -> Iterator[None]:
     """Joins the cluster of the environment, or runs a local one for as long as the block.
+
+    Args:
+        verbose: Whether Ray says what it does.
+        insecure: Whether a cluster that strangers may reach is joined.
 
     Raises:
         ClusterError: Ray did not start, or could not be joined.
+        UsageError: The cluster is open to strangers.
     """
     if not in_cluster():
         _prepare_local()
@@ -91,6 +99,10 @@ def ray_running(*, verbose: bool) -> Iterator[None]:
     try:
         _init(verbose=verbose)
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in our place.
+        if in_cluster():
+            head: str = ray.get_runtime_context().gcs_address
+            dashboard = getattr(ray._private.worker._global_node, "webui_url", None)
+            refuse_open_cluster(head, dashboard, insecure=insecure)
         yield
     finally:
         ray.shutdown()
@@ -98,10 +110,13 @@ def ray_running(*, verbose: bool) -> Iterator[None]:
 
 def _prepare_local() -> None:
     """What a local cluster takes from the environment, and must have before Ray is imported."""
-    # Ray listens on every interface: without a token, whoever reaches them may run code here.
+    # Without a token, whoever reaches Ray may run code here; even with one, its metrics are open.
     if "ray" not in sys.modules:  # Whoever imported it before us has settled this.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Despite its name, all that makes Ray listen on the loopback interface alone: it would
+        # take 127.0.0.1 for another name of the public address, and listen on every one.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     # glibc otherwise keeps what tensors of ever other sizes leave behind, in every thread's
     # arena: measured on 45 photos, 150 MB less at the peak for 5% of the encoder's time.
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
@@ -125,7 +140,10 @@ def _init(*, verbose: bool) -> None:
             "_node_ip_address": "127.0.0.1",
         }
     try:
-        ray.init(**options)
+        # Ray has its workers import from the working directory first: it shall be ours, not one of
+        # strangers' files, among which there may be a numpy.py.
+        with contextlib.chdir(Path(__file__).parents[1]):
+            ray.init(**options)
     except Exception as error:  # Ray raises anything from ConnectionError to ValueError here.
         reason = " ".join(str(error).split())[:300]
         where = (

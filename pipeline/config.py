@@ -130,6 +130,8 @@ class RunConfig(OutputConfig):
     decoder_memory_bytes: Count = None
     """Memory that decoding one file may take; beyond, it becomes `decoder_out_of_memory`; likewise,
     1.5 GiB at first."""
+    insecure_ray: bool = False
+    """Join a Ray cluster even if it asks for no token, so that whoever reaches it may run code."""
     verbose: bool = False
     """Show what Ray and other libraries log."""
 

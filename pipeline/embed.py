@@ -70,7 +70,7 @@ def embed_open(
     started = time.monotonic()
     with ExitStack() as stack:
         if in_cluster():
-            stack.enter_context(ray_running(verbose=config.verbose))
+            stack.enter_context(ray_running(verbose=config.verbose, insecure=config.insecure_ray))
         begun = recorded(config.output) is not None
         what, planned = prepare()
         scope = f"what is planned of shards {config.shards}" if config.shards else "every item"

@@ -12,6 +12,7 @@ from typing import Any, Final
 import fsspec
 
 from encoder import CheckpointError
+from encoder.safetensors_file import read_json_file
 from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.location import join
 from processors import ImageOptions, VideoFamily, VideoOptions, pretrained
@@ -105,13 +106,18 @@ def folder_of(checkpoint: str) -> str:
 
 
 def read_files(folder: str) -> dict[str, bytes]:
-    """The processor files of a checkpoint's folder, those that are there."""
+    """The processor files of a checkpoint's folder, those that are there.
+
+    Raises:
+        CheckpointError: One is none of the folder's own, or too large.
+        Exception: Storage's own, where it fails.
+    """
     fs, path = fsspec.core.url_to_fs(folder)
     files = {}
     for name in pretrained.FILES:
         # `exists` would not do: on some file systems it is False when storage fails.
         with suppress(FileNotFoundError):
-            files[name] = fs.cat_file(join(path, name))
+            files[name] = read_json_file(fs, join(path, name))
     return files
 
 
@@ -135,11 +141,11 @@ def _options(
     try:
         told = defaults.updated(options)
     except ValueError as error:
-        raise ValueError(f"{file.place}: {error}") from error
+        raise ValueError(f"{file.place}: {error!s:.500}") from error
     for name in _FIXED:
         if name in options and getattr(told, name) != getattr(defaults, name):
             raise ValueError(
-                f"{file.place}: {name} {json.dumps(options[name])} is not supported, "
+                f"{file.place}: {name} {json.dumps(options[name]):.80} is not supported, "
                 f"only the family's {json.dumps(getattr(defaults, name))}"
             )
     return options

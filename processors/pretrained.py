@@ -32,6 +32,9 @@ _FLAT: Final[dict[Kind, str]] = {
 FILES: Final = (_NESTED, *_FLAT.values())
 """Every name that a reader is asked for."""
 
+MAX_FILE_BYTES: Final = 2**20
+"""A larger file is refused; published ones have some 1 KB."""
+
 # What the files hold beside options. Names that begin with an underscore are more of it.
 _BOOKKEEPING: Final = frozenset(
     {
@@ -105,10 +108,11 @@ _AnyProcessor = TypeVar("_AnyProcessor", bound=_Processor)
 
 
 def folder_reader(folder: str | os.PathLike[str]) -> Read:
-    """Reads from a folder on this machine.
+    """Reads from a folder on this machine, and what belongs to it only.
 
     Raises:
-        ValueError: If there is no such folder.
+        ValueError: If there is no such folder, and from the reader if a file is a symbolic link
+            out of it.
     """
     path = Path(folder)
     if "://" in str(folder):
@@ -120,9 +124,29 @@ def folder_reader(folder: str | os.PathLike[str]) -> Read:
         raise ValueError(f"no folder {str(folder)!r}; download the checkpoint, or correct the path")
 
     def read(name: str) -> bytes | None:
-        return (path / name).read_bytes() if (path / name).is_file() else None
+        file = path / name
+        if not file.is_file():
+            return None
+        if not file.resolve().is_relative_to(_root(path.resolve())):
+            raise ValueError(
+                f"{file}: a symbolic link out of its folder, to {str(file.resolve())!r:.200}, is "
+                "not followed: put the file itself there, or name the folder that has all of them"
+            )
+        with file.open("rb") as opened:
+            return opened.read(MAX_FILE_BYTES + 1)
 
     return read
+
+
+def _root(folder: Path) -> Path:
+    """The outermost folder that files of a checkpoint in `folder` may lie in, as for its weights.
+
+    In a cache of Hugging Face's, ``models--org--name/snapshots/REV/`` links to its ``blobs/``.
+    """
+    for snapshots in (parent for parent in folder.parents if parent.name == "snapshots"):
+        if snapshots.parent.name.startswith("models--"):
+            return snapshots.parent
+    return folder
 
 
 def find_processor(
@@ -155,6 +179,8 @@ def find_processor(
             continue
         if not isinstance(content, dict):
             raise ValueError(f"{place}: {kind}_processor is no object, got {content!r:.80}")
+        if odd := [key for key in content if not key.isidentifier()]:
+            raise ValueError(f"{place}: {odd[0]!r:.80} is no option's name")
         family = _family(kind, content, place)
         return ProcessorFile(kind=kind, place=place, family=family, content=content)
     return None
@@ -192,7 +218,7 @@ def build(
     try:
         processor = cls(**{name: options[name] for name in options.keys() - replaced})
     except ValueError as error:
-        raise ValueError(f"{found.place}: {error}") from error
+        raise ValueError(f"{found.place}: {error!s:.500}") from error
     return cls(**vars(processor.options.updated(overrides)))
 
 
@@ -215,13 +241,19 @@ def without_video_file(location: str | os.PathLike[str], cls: type[object]) -> s
 
 
 def _parse(raw: bytes, place: str) -> dict[str, Any]:
+    if len(raw) > MAX_FILE_BYTES:
+        raise ValueError(f"{place} has over {MAX_FILE_BYTES:,} bytes, the most supported")
     try:
-        content = json.loads(raw)
-    except ValueError as error:
+        content = json.loads(raw, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{place} holds no JSON object, got {content!r:.80}")
     return content
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def _family(kind: Kind, content: Mapping[str, Any], place: str) -> VideoFamily | None:
@@ -230,5 +262,6 @@ def _family(kind: Kind, content: Mapping[str, Any], place: str) -> VideoFamily |
         return None
     match = re.fullmatch(rf"(\w+?){kind.title()}Processor(Fast|Pil)?", str(name))
     if match is None or match[1] not in FAMILIES:
-        raise ValueError(f"{place}: {name} is no {kind} processor of {', '.join(FAMILIES)}")
+        given = name if str(name).isidentifier() else repr(name)
+        raise ValueError(f"{place}: {given:.80} is no {kind} processor of {', '.join(FAMILIES)}")
     return FAMILIES[match[1]]

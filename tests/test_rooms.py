@@ -19,6 +19,7 @@ MAY_IMPORT = {
 }
 # Import names that differ from the distribution's, or that come with another one.
 DISTRIBUTION = {"PIL": "pillow", "fsspec": "s3fs", "botocore": "s3fs", "aiohttp": "s3fs"}
+DISTRIBUTION |= {"grpc": "ray"}
 # It shows photos of the `samples` extra and reads the output as any user would.
 DEMO = ROOT / "jobs" / "demo.py"
 

@@ -131,7 +131,8 @@ class Template:
         self._control.settimeout(_START_LIMIT_S)
         self._log = os.memfd_create("patchflow-template-log", os.MFD_CLOEXEC)
         with theirs:
-            command = [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())]
+            # -P: no module of the working directory's, which may be strangers'.
+            command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(
                 command,
                 env=_environment(),

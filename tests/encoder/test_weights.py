@@ -257,7 +257,7 @@ def test_what_is_not_there_is_named(write_checkpoint: WriteCheckpoint, tmp_path:
     ("text", "message"),
     [
         ("{", "config.json: broken JSON: Expecting"),
-        ("[]", "config.json: broken JSON: not an object"),
+        ("[]", "config.json: broken JSON: a JSON object is expected, not list"),
         ('{"model_type": "glm_ocr"}', "'glm_ocr' is another architecture"),
         ('{"vision_config": {"depth": 0}}', "depth=0 is not a positive integer"),
     ],

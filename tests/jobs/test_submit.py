@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+import urllib.error
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.strangers import Door, doors, knock
+
 ROOT = Path(__file__).parents[2]
 ROOMS = ("encoder", "processors", "pipeline", "jobs")
 RAY = Path(sys.executable).with_name("ray")
 ACTOR = "ray::MapWorker"
+NODE = "127.0.0.2"  # Ray takes 127.0.0.1 for another name of the machine's public address.
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,11 @@ class Cluster:
     env: dict[str, str]
     head: Any
     working_dir: Path
+    client: Door
+
+    @property
+    def token(self) -> str:
+        return Path(self.env["HOME"], ".ray", "auth_token").read_text()
 
     def submit(self, commands, *args: object, env: dict[str, str] | None = None) -> Any:
         """`ray job submit -- python -m jobs.embed ARGS`, to its end."""
@@ -54,12 +66,13 @@ def cluster(commands, free_ports, tmp_path_factory) -> Iterator[Cluster]:
     dashboard, client, agent = free_ports(3)
     head = commands.start(
         *(RAY, "start", "--head", "--block", "--num-cpus", 3, "--disable-usage-stats"),
-        *("--node-ip-address", "127.0.0.1", "--port", 0, "--ray-client-server-port", client),
+        *("--node-ip-address", NODE, "--port", 0, "--ray-client-server-port", client),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard),
         *("--dashboard-agent-listen-port", agent, "--object-store-memory", 300 * 2**20),
         env=env,
     )
-    found = Cluster(f"http://127.0.0.1:{dashboard}", env, head, working_dir)
+    address = f"http://127.0.0.1:{dashboard}"
+    found = Cluster(address, env, head, working_dir, Door(NODE, client))
 
     def takes_jobs() -> bool:
         listing = (RAY, "job", "list", "--address", found.address)
@@ -134,3 +147,41 @@ def test_a_submit_without_the_token_is_refused(
     assert done.code != 0, str(done)
     assert "AuthenticationError" in done.err
     assert not output.exists()
+
+
+def post_job(cluster: Cluster, token: str | None, entrypoint: str) -> int:
+    """Posts a job as any client of the network's may, and returns the answer's status."""
+    request = urllib.request.Request(
+        f"{cluster.address}/api/jobs/",
+        data=json.dumps({"entrypoint": entrypoint}).encode(),
+        headers={"Content-Type": "application/json"}
+        | ({"Authorization": f"Bearer {token}"} if token else {}),
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_a_job_post_without_the_token_runs_nothing(cluster, tmp_path) -> None:
+    statuses = [
+        post_job(cluster, token, f"touch {tmp_path / name}")
+        for name, token in (("none", None), ("wrong", "0" * 64), ("right", cluster.token))
+    ]
+    assert statuses == [401, 403, 200]
+    cluster.head.wait_until("the job has run", (tmp_path / "right").exists)
+    assert [path.name for path in tmp_path.iterdir()] == ["right"]
+
+
+@pytest.mark.parametrize("token", [None, "0" * 64], ids=["none", "a wrong one"])
+def test_nothing_that_a_head_listens_on_answers_without_the_token(cluster, token) -> None:
+    found = {door: knock(door, token) for door in doors(cluster.head.family())}
+    assert found[cluster.client].keys() == {"UNAUTHENTICATED"}
+    kinds = Counter(answer for answers in found.values() for answer in answers)
+    assert kinds.keys() == {"UNAUTHENTICATED", "401" if token is None else "403", "metrics"}
+    # GCS, raylet twice, the agent, the client's server: at least.
+    assert kinds["UNAUTHENTICATED"] >= 5
+    known = knock(cluster.client, cluster.token)
+    assert known and "UNAUTHENTICATED" not in known
