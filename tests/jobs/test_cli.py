@@ -84,6 +84,7 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., None]:
     return check
 
 
+@pytest.mark.usefixtures("manifests_read_apart")
 @pytest.mark.parametrize("name", ["embed", "plan"])
 @pytest.mark.parametrize(
     ("inputs", "says"),
@@ -95,7 +96,13 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., None]:
         (["{tmp}/empty"], ["no images or videos in {tmp}/empty", "nothing at all"]),
         (["{tmp}/texts"], ["no images or videos in {tmp}/texts", "2 files of other kinds"]),
         (["{tmp}/photos/*.gif"], ["no images or videos in {tmp}/photos/*.gif"]),
-        (["http://host/x.jpg"], ["'http://host/x.jpg'", "http:// is not supported"]),
+        (
+            ["{tmp}/links"],
+            ["no images or videos in {tmp}/links", "1 symbolic links", "--follow-links"],
+        ),
+        (["//host/share"], ["'//host/share' names another machine"]),
+        (["C:\\photos"], ["'C:\\\\photos' is a path of Windows"]),
+        (["http://host/x.jpg"], ["'http://host/x.jpg'", "copy it to S3 or to a disk first"]),
         (["gs://bucket/x"], ["'gs://bucket/x'", "gs:// is not supported"]),
         (["s3:///x"], ["'s3:///x' names no bucket"]),
         (["{tmp}/text.parquet"], ["{tmp}/text.parquet is not a readable Parquet file"]),
@@ -117,6 +124,8 @@ def test_an_input_that_cannot_be_is_wrong_use(
     (tmp_path / "texts" / "a.txt").write_text("text")
     (tmp_path / "texts" / "deep" / "b.md").write_text("text")
     (tmp_path / "text.parquet").write_text("text")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "photos").symlink_to(photos)
     filled = [text.format(tmp=tmp_path) for text in inputs]
     expected = [text.format(tmp=tmp_path) for text in says]
     refused(2, expected, name, *filled, "--output", str(tmp_path / "out"))
