@@ -19,7 +19,7 @@ from pipeline.errors import ItemError, RefusedError, StorageError
 from pipeline.location import local_path, local_uri
 from pipeline.objects import ABANDONED_S, Fetched, ObjectInfo, read_whole
 from pipeline.open_file import open_file
-from pipeline.reach import Links, Reach
+from pipeline.reach import Links, Reach, real_path
 from pipeline.walk import walk
 
 # Errors that are true of one name alone; any other says something of the disk.
@@ -114,7 +114,7 @@ class LocalStorage:
 
         The folder that a mount leaves behind would be taken for all that ever was.
         """
-        path = Path(os.path.realpath(local_path(uri)))
+        path = Path(real_path(local_path(uri)))
         for mount in tuple(self._read):
             if path.is_relative_to(mount) and not os.path.ismount(mount):
                 raise StorageError(
@@ -209,7 +209,7 @@ def _listed(folder: str, links: Links | None = None) -> Iterator[ObjectInfo]:
 
 
 def _mount(uri: str) -> str:
-    path = Path(os.path.realpath(local_path(uri)))
+    path = Path(real_path(local_path(uri)))
     return str(next(folder for folder in (path, *path.parents) if os.path.ismount(folder)))
 
 

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pipeline.errors import MachineError
+from pipeline.errors import MachineError, printable
 from pipeline.parquet_child import (
     DONE,
     MEMORY_BYTES,
@@ -89,12 +89,13 @@ class ParquetReader:
                     is_through = True
                     break
             if kind == REFUSED:
-                raise ParquetError(str(body, "utf-8", "replace"))
+                raise ParquetError(printable(str(body, "utf-8", "replace")))
             assert kind == DONE
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise ParquetError(child.epitaph()) from None
         except pa.ArrowException as error:
-            raise ParquetError(f"is not a readable Parquet file: {error}") from None
+            reason = printable(str(error).splitlines()[0])
+            raise ParquetError(f"is not a readable Parquet file: {reason}") from None
         finally:
             if is_through:
                 child.spent_s = 0.0

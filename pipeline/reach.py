@@ -11,6 +11,14 @@ from functools import cached_property
 from pipeline.location import local_path
 
 
+def real_path(path: str) -> str:
+    """`path` without symbolic links; as it is, where they are replaced under our eyes."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return path
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reach:
     """Locations below which items may lie, and whether symbolic links may lead elsewhere."""
@@ -34,7 +42,7 @@ class Reach:
     @cached_property
     def _real(self) -> _Places:
         local = (local_path(root) for root in self.roots if not root.startswith("s3://"))
-        return _Places(map(os.path.realpath, local))
+        return _Places(map(real_path, local))
 
 
 @dataclass

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 
-from pipeline.reach import Links
+from pipeline.reach import Links, real_path
 
 
 def walk(folder: str, links: Links | None = None) -> Iterator[os.DirEntry[str]]:
@@ -55,7 +55,7 @@ def _entries(folder: str, seen: set[tuple[int, int]] | None) -> Iterator[os.DirE
 
 def _stays(link: os.DirEntry[str], links: Links) -> bool:
     """Whether a link leads to where items may lie; counts it where it leads elsewhere."""
-    if links.reach.holds(os.path.realpath(link.path)):
+    if links.reach.holds(real_path(link.path)):
         return True
     links.left_out += os.path.exists(link.path)  # noqa: PTH110
     return False
