@@ -9,13 +9,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 import tyro
 from rich.filesize import decimal
 
 from pipeline.cluster import quiet
-from pipeline.errors import PatchflowError, UsageError
+from pipeline.errors import PatchflowError, UsageError, printable
 from pipeline.known import PlanReport
 from pipeline.states import States
 
@@ -40,8 +40,8 @@ def run(
         code = job(parsed)
     except PatchflowError as error:
         if "--verbose" in sys.argv:
-            traceback.print_exc()
-        print(f"patchflow {name}: {error}", file=sys.stderr)
+            say(*traceback.format_exc().splitlines(), file=sys.stderr)
+        say(f"patchflow {name}: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print(
@@ -77,6 +77,12 @@ def _first_words(box: str) -> str:
     return " ".join(words).rstrip(".:")
 
 
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Prints lines that may hold what strangers wrote: a terminal acts on none of it."""
+    for line in lines:
+        print(printable(line), file=file)
+
+
 def print_plan(report: PlanReport) -> None:
     """What the inputs came to, in a few lines; nothing where none were looked at."""
     if report.planned:
@@ -90,7 +96,12 @@ def print_plan(report: PlanReport) -> None:
         print(f"{report.duplicates:,} items were named more than once and are planned once")
     if report.skipped.by_suffix:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in report.skipped.by_suffix.most_common(5))
-        print(f"skipped files that are neither images nor videos by name: {kinds}")
+        say(f"skipped files that are neither images nor videos by name: {kinds}")
+    if report.skipped.links:
+        print(
+            f"left out {report.skipped.links:,} symbolic links that lead out of the inputs; "
+            "--follow-links goes there"
+        )
     sys.stdout.flush()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 
 from jobs import console
 from pipeline.config import EmbedConfig
 from pipeline.embed import embed
+from pipeline.errors import printable
 from pipeline.location import join
 from pipeline.summary import Summary
 
@@ -23,7 +25,7 @@ def print_summary(summary: Summary) -> None:
     """The end of a run, for people, on standard output."""
     out = Console(soft_wrap=True, highlight=False)
     if not summary.shards:
-        print(f"nothing to do: {summary.scope} of {summary.output} is committed")
+        console.say(f"nothing to do: {summary.scope} of {summary.output} is committed")
         return
     rows = [
         ("embedded", f"{summary.embedded:,} items, {summary.tokens:,} tokens"),
@@ -41,7 +43,7 @@ def print_summary(summary: Summary) -> None:
         ("read it", f"pandas.read_parquet({join(summary.output, 'embeddings')!r})"),
     ]
     for name, value in rows:
-        out.print(f"[bold]{name:>10}[/bold]  {value}")
+        out.print(f"[bold]{name:>10}[/bold]  {escape(printable(value))}")
     if summary.encoder.random:
         out.print(
             f"[bold yellow]   WARNING[/bold yellow]  the {summary.encoder.location!r} preset has "

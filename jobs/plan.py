@@ -26,7 +26,7 @@ def job(config: PlanConfig) -> int:
     elif output is None:
         print("nothing was written; --output OUT freezes the plan")
     else:
-        print(f"frozen as generation {planned[-1].number} of {output}")
+        console.say(f"frozen as generation {planned[-1].number} of {output}")
     return 0
 
 

@@ -59,7 +59,7 @@ def _print(found: Status) -> None:
     if len(found.generations) > 1:
         out.print(console.in_words(found.items))
     for code, count in found.items.errors.most_common():
-        out.print(f"{count:>12,} {code}")
+        console.say(f"{count:>12,} {code}")
 
 
 def main(args: Sequence[str] | None = None) -> None:

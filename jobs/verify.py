@@ -25,7 +25,7 @@ def job(config: VerifyConfig) -> int:
         seed = secrets.randbits(32) if config.seed is None else config.seed
         breaches = _recompute(output, config.recompute, seed)
     for breach in breaches:
-        print(f"BROKEN {breach}", file=sys.stderr)
+        console.say(f"BROKEN {breach}", file=sys.stderr)
     if breaches:
         return BROKEN
     print("every invariant holds")

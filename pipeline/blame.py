@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from pipeline.errors import ItemError, RefusedError, StorageError
 from pipeline.objects import Fetched, Storage
+from pipeline.reach import Reach
 
 _TRIES = 2
 
 
 def fetch_item(
-    storage: Storage, uri: str, *, version: str | None, max_bytes: int | None
+    storage: Storage,
+    uri: str,
+    *,
+    version: str | None,
+    max_bytes: int | None,
+    reach: Reach | None = None,
 ) -> Fetched:
     """`Storage.fetch`, which may fail for this item alone, for whatever reason.
 
@@ -25,7 +31,7 @@ def fetch_item(
     """
     for _ in range(_TRIES):
         try:
-            return storage.fetch(uri, version=version, max_bytes=max_bytes)
+            return storage.fetch(uri, version=version, max_bytes=max_bytes, reach=reach)
         except StorageError as error:
             if not storage.answers(uri):
                 raise

@@ -60,6 +60,10 @@ class InputConfig:
 
     inputs: Positional[tuple[str, ...]] = ()
     """Folders, globs, s3:// prefixes, or Parquet manifests with a `uri` column."""
+    root: UseAppendAction[tuple[str, ...]] = ()
+    """Where a manifest's items may lie, beside its own folder; may be given several times."""
+    follow_links: bool = False
+    """Follow symbolic links out of the inputs' folders; from then on, in all runs on the output."""
     shard_rows: Count = None
     """Items a shard, the unit of writing and of resuming; where nothing is planned yet, 4096, or
     as many as fit into 2 GiB at --level frame or token."""
@@ -73,6 +77,7 @@ class InputConfig:
         if self.shard_rows is not None and self.shard_rows > MOST_SHARD_ROWS:
             raise UsageError(f"--shard-rows must be at most {MOST_SHARD_ROWS}: {self.shard_rows}")
         check_text("an INPUT", *self.inputs)
+        check_text("--root", *self.root)
         check_text("--partition-by", *self.partition_by)
         if len(set(self.partition_by)) < len(self.partition_by):
             raise UsageError(f"--partition-by names a column twice: {' '.join(self.partition_by)}")
@@ -214,6 +219,8 @@ class RetryConfig(RunConfig):
 
     code: UseAppendAction[tuple[str, ...]] = ()
     """Only items that failed with this error code; may be given several times."""
+    follow_links: bool = False
+    """Follow symbolic links out of the inputs' folders; from then on, in all runs on the output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.identity import Identity, fingerprint
 from pipeline.location import join
-from pipeline.manifest import Generation, Shard, committed
+from pipeline.manifest import Generation, Shard, committed, reach_of
 from pipeline.preprocess import PreprocessConfig
 from pipeline.progress import Counts, ProgressCounter, ProgressLine
 from pipeline.status import markers
@@ -41,10 +41,10 @@ def drive(
     config: EmbedConfig,
     what: Identity,
     shards: list[Shard],
-    frozen: Generation,
+    planned: list[Generation],
     summary: Summary,
 ) -> None:
-    """Embeds `shards` on the running Ray and adds what came of it to `summary`.
+    """Embeds `shards` of what is planned on the running Ray; adds what came of it to `summary`.
 
     Raises:
         ErrorRateError: `--max-error-rate` was passed.
@@ -54,7 +54,7 @@ def drive(
     while left:
         before = len(left)
         try:
-            _pass(config, what, frozen, left, summary)
+            _pass(config, what, planned, left, summary)
         except (ResizedError, LostError) as error:
             print(f"patchflow: {error}", file=sys.stderr)
             # What was committed without the driver's having heard of it.
@@ -70,14 +70,15 @@ def drive(
 def _pass(
     config: EmbedConfig,
     what: Identity,
-    frozen: Generation,
+    planned: list[Generation],
     left: dict[str, Shard],
     summary: Summary,
 ) -> None:
     """One pipeline over what is `left`, laid out for the machines that are there now."""
-    shards = list(left.values())
+    shards, frozen = list(left.values()), planned[0]
     workers = plan_workers(config, what.device)
-    preprocess = PreprocessConfig(limits=config.limits(), options=what.processors)
+    reach = reach_of(planned, follow_links=config.follow_links)
+    preprocess = PreprocessConfig(limits=config.limits(), options=what.processors, reach=reach)
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)
     window = build.window(rows_a_block, frozen.shard_rows, workers)

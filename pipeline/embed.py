@@ -83,7 +83,7 @@ def embed_open(
                 stack.enter_context(ray_running(verbose=config.verbose))
             from pipeline.drive import drive  # noqa: PLC0415 (nothing to do needs no Ray)
 
-            drive(config, what, shards, planned[0], summary)
+            drive(config, what, shards, planned, summary)
     summary.seconds = time.monotonic() - started
     return summary
 

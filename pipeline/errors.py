@@ -19,6 +19,23 @@ from __future__ import annotations
 
 from processors import ErrorCode
 
+# As much of a value as a line has room for.
+_SHOWN = 200
+
+
+def printable(text: str) -> str:
+    """`text` with all that a terminal would act upon escaped: controls, line ends, directions."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def shown(value: str) -> str:
+    """A value that a stranger may have written, quoted for a line, and cut where it is long."""
+    return repr(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}...")
+
 
 class PatchflowError(Exception):
     """Base of every failure that ends a command with one line and `exit_code`."""

@@ -19,6 +19,7 @@ from pipeline import layout
 from pipeline.errors import RaceError
 from pipeline.location import file_digest, join
 from pipeline.manifest import SHARDS_A_PART, Generation
+from pipeline.reach import Reach
 from pipeline.schema import MANIFEST
 from pipeline.storage import storage_for
 
@@ -95,7 +96,11 @@ def _checksum(path: Path) -> str:
 
 
 def freeze(
-    output: str, writer: ShardWriter, columns: dict[str, str], inputs: tuple[str, ...]
+    output: str,
+    writer: ShardWriter,
+    columns: dict[str, str],
+    inputs: tuple[str, ...],
+    reach: Reach,
 ) -> Generation:
     """Publishes what `writer` has cut as the output's next generation.
 
@@ -116,6 +121,8 @@ def freeze(
         columns=columns,
         parts=tuple(f"{folder}/{token}-{p.stem}-{_checksum(p)}.parquet" for p in writer.parts),
         inputs=inputs,
+        roots=reach.roots,
+        follow_links=reach.follow_links,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     storage, place = storage_for(output), join(output, layout.generation(writer.number))

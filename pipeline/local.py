@@ -18,6 +18,9 @@ from typing import BinaryIO
 from pipeline.errors import ItemError, RefusedError, StorageError
 from pipeline.location import local_path, local_uri
 from pipeline.objects import ABANDONED_S, Fetched, ObjectInfo, read_whole
+from pipeline.open_file import open_file
+from pipeline.reach import Links, Reach, real_path
+from pipeline.walk import walk
 
 # Errors that are true of one name alone; any other says something of the disk.
 _NAME_ERRORS = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
@@ -50,13 +53,13 @@ class LocalStorage:
             if not nearest.is_dir():
                 raise FileNotFoundError(f"{nearest} is a file, not a folder")
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every file below `prefix`, depth first, each folder by name, without hidden ones."""
+    def list(self, prefix: str, links: Links | None = None) -> Iterator[ObjectInfo]:
+        """Every file below `prefix`, as `walk` finds them."""
         root = local_path(prefix)
         with _disk(prefix):
             if not Path(root).is_dir():
                 raise FileNotFoundError(prefix)
-        yield from _walk(root)
+        yield from _listed(root, links)
 
     def stat(self, uri: str) -> ObjectInfo | None:
         """The regular file at `uri`, or None."""
@@ -68,11 +71,16 @@ class LocalStorage:
                 return None
 
     def fetch(
-        self, uri: str, *, version: str | None = None, max_bytes: int | None = None
+        self,
+        uri: str,
+        *,
+        version: str | None = None,
+        max_bytes: int | None = None,
+        reach: Reach | None = None,
     ) -> Fetched:
         """The whole file; its version is checked before and after, as writers take no lock."""
         try:
-            with Path(local_path(uri)).open("rb") as file:
+            with open_file(local_path(uri), reach) as file:
                 before = _info(uri, os.fstat(file.fileno()))
                 if version is not None and before.version != version:
                     raise _changed(version, before.version)
@@ -80,7 +88,9 @@ class LocalStorage:
                     raise ItemError(
                         "too_large", f"{before.size_bytes} bytes, the limit is {max_bytes}"
                     )
-                data = file.read()
+                # A file that grows meanwhile has another version; the kernel's own, which may go on
+                # for ever, have no size.
+                data = file.read(before.size_bytes)
                 after = _info(uri, os.fstat(file.fileno()))
         except (FileNotFoundError, NotADirectoryError):
             self._check_mounts(uri)
@@ -104,7 +114,7 @@ class LocalStorage:
 
         The folder that a mount leaves behind would be taken for all that ever was.
         """
-        path = Path(os.path.realpath(local_path(uri)))
+        path = Path(real_path(local_path(uri)))
         for mount in tuple(self._read):
             if path.is_relative_to(mount) and not os.path.ismount(mount):
                 raise StorageError(
@@ -116,7 +126,7 @@ class LocalStorage:
         try:
             self._check_mounts(beside)
             last = self._read.get(_mount(beside), beside)
-            listed = (info.uri for info in _walk(str(Path(local_path(beside)).parent)))
+            listed = (info.uri for info in _listed(str(Path(local_path(beside)).parent)))
             others = itertools.chain([last], itertools.islice(listed, _OTHERS + 1))
             return any(_is_readable(other) for other in others if other != beside)
         except (OSError, StorageError):
@@ -129,7 +139,7 @@ class LocalStorage:
     def open(self, uri: str) -> BinaryIO:
         """The file, open for reading."""
         with _disk(uri):
-            return Path(local_path(uri)).open("rb")
+            return open_file(local_path(uri))
 
     def write(self, uri: str, data: bytes) -> None:
         """Temporary file beside it, fsync, rename, fsync of the folder."""
@@ -186,27 +196,25 @@ class LocalStorage:
             _sync_folder(target.parent)
 
 
-def _walk(folder: str) -> Iterator[ObjectInfo]:
-    with _disk(folder):
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
-        elif entry.is_file():
+def _listed(folder: str, links: Links | None = None) -> Iterator[ObjectInfo]:
+    try:
+        for entry in walk(folder, links):
             # A file that vanishes while it is listed was never there.
             with suppress(FileNotFoundError):
                 yield _info(entry.path, entry.stat())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{error.filename}: {error.strerror}") from error
 
 
 def _mount(uri: str) -> str:
-    path = Path(os.path.realpath(local_path(uri)))
+    path = Path(real_path(local_path(uri)))
     return str(next(folder for folder in (path, *path.parents) if os.path.ismount(folder)))
 
 
 def _is_readable(uri: str) -> bool:
-    with suppress(OSError), Path(local_path(uri)).open("rb") as file:
+    with suppress(OSError), open_file(local_path(uri)) as file:
         # From the disk itself: what the kernel remembers says nothing of it.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return len(file.read(1)) == 1

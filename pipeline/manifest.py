@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline import layout
 from pipeline.errors import StorageError
 from pipeline.location import file_digest, join
+from pipeline.reach import Reach
 from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 
@@ -41,6 +42,10 @@ class Generation:
     """The caller's own columns and their Arrow types."""
     parts: tuple[str, ...]
     inputs: tuple[str, ...]
+    roots: tuple[str, ...]
+    """Where its items may lie."""
+    follow_links: bool
+    """Whether symbolic links may lead elsewhere."""
     created_at: str
 
     def rows_of(self, index: int) -> int:
@@ -61,7 +66,7 @@ class Generation:
         try:
             raw = unseal(data)
             raw["short_shards"] = {int(key): rows for key, rows in raw["short_shards"].items()}
-            for name in ("partition_by", "parts", "inputs"):
+            for name in ("partition_by", "parts", "inputs", "roots"):
                 raw[name] = tuple(raw[name])
             return cls(**raw)
         except (TypeError, KeyError, AttributeError) as error:
@@ -115,6 +120,13 @@ def committed(output: str) -> set[str]:
     except FileNotFoundError:
         return set()
     return {name for name in names if layout.parse_shard(name)}
+
+
+def reach_of(planned: list[Generation], *, follow_links: bool = False) -> Reach:
+    """Where the items of all generations may lie: what one of them allows holds for all."""
+    roots = dict.fromkeys(root for generation in planned for root in generation.roots)
+    followed = any(generation.follow_links for generation in planned)
+    return Reach(roots=tuple(roots), follow_links=follow_links or followed)
 
 
 def shards_of(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from pipeline.errors import ItemError, StorageError
+from pipeline.reach import Links, Reach
 
 # No writer takes a day over one object.
 ABANDONED_S = 24 * 3600.0
@@ -40,8 +41,12 @@ class Storage(Protocol):
             StorageError: Storage failed.
         """
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, links: Links | None = None) -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix`, in one stable order, as a stream.
+
+        Args:
+            prefix: The folder's location.
+            links: Which symbolic links to follow; None takes those to files, wherever they lead.
 
         Raises:
             FileNotFoundError: The folder, bucket or prefix does not exist.
@@ -52,7 +57,12 @@ class Storage(Protocol):
         """The object at `uri`, or None where there is none."""
 
     def fetch(
-        self, uri: str, *, version: str | None = None, max_bytes: int | None = None
+        self,
+        uri: str,
+        *,
+        version: str | None = None,
+        max_bytes: int | None = None,
+        reach: Reach | None = None,
     ) -> Fetched:
         """The whole object.
 
@@ -60,6 +70,7 @@ class Storage(Protocol):
             uri: The object's location.
             version: Refuse any other version; None takes what is there.
             max_bytes: Refuse a larger object without reading it.
+            reach: Refuse a file that a symbolic link leads to out of there; None takes any.
 
         Raises:
             ItemError: `not_found`, `access_denied`, `version_changed`, `too_large` or

@@ -21,7 +21,7 @@ from pipeline.freeze import ShardWriter, freeze
 from pipeline.known import Known, PlanReport
 from pipeline.manifest import Generation, generations, read_columns
 from pipeline.schema import MANIFEST
-from pipeline.sources import candidates
+from pipeline.sources import candidates, reach_of_inputs
 
 _CANDIDATE_NAMES = ("uri", "version", "size_bytes", "media_type")
 
@@ -75,7 +75,8 @@ def plan(
                 known.load(batch)
         writer = ShardWriter(number, shard_rows, partition_by, Path(folder))
         columns: dict[str, str] | None = existing[0].columns if existing else None
-        for table in candidates(config.inputs, report.skipped):
+        reach = reach_of_inputs(config)
+        for table in candidates(config.inputs, reach, report.skipped):
             columns = _same_columns(columns, table, partition_by)
             ordered = table.select([*_CANDIDATE_NAMES, *columns])
             writer.add(known.fresh(ordered, report, config.limit))
@@ -88,12 +89,14 @@ def plan(
         if output is None or not report.planned:
             return report, None
         assert columns is not None
-        return report, freeze(output, writer, columns, config.inputs)
+        return report, freeze(output, writer, columns, config.inputs, reach)
 
 
 def _nothing(config: InputConfig, report: PlanReport) -> str:
-    others = sum(report.skipped.by_suffix.values())
-    seen = f"{others:,} files of other kinds" if others else "nothing at all"
+    others, links = sum(report.skipped.by_suffix.values()), report.skipped.links
+    found = [f"{others:,} files of other kinds"] if others else []
+    found += [f"{links:,} symbolic links out of it, for --follow-links"] if links else []
+    seen = " and ".join(found) or "nothing at all"
     return f"no images or videos in {' '.join(config.inputs)}: found {seen}"
 
 

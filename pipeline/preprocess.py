@@ -23,6 +23,7 @@ from pipeline.limits import Limits
 from pipeline.location import digest
 from pipeline.objects import Fetched
 from pipeline.options import ProcessorOptions
+from pipeline.reach import Reach
 from pipeline.storage import storage_for
 from processors import AspectRatioError, DecodeError, MediaOptions
 from processors.sandbox import Decoder, DecoderLimits, Decoding, SandboxError
@@ -45,6 +46,7 @@ class PreprocessConfig:
 
     limits: Limits
     options: ProcessorOptions
+    reach: Reach
 
     @property
     def item_bytes(self) -> int:
@@ -219,8 +221,9 @@ class Preprocess:
             yield waiting.popleft()[:2]
 
     def _read(self, uri: str, version: str | None) -> list[Fetched]:
-        limit = self._config.limits.max_file_bytes
-        return [fetch_item(storage_for(uri), uri, version=version, max_bytes=limit)]
+        limit, reach = self._config.limits.max_file_bytes, self._config.reach
+        found = fetch_item(storage_for(uri), uri, version=version, max_bytes=limit, reach=reach)
+        return [found]
 
 
 def unnest(block: pa.Table) -> pa.Table:

@@ -20,9 +20,10 @@ from pipeline.config import ComputeDevice, ComputeDtype, OutputDtype, RunConfig
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.limits import AMPLE
 from pipeline.location import join
-from pipeline.manifest import Shard, read_shard
+from pipeline.manifest import Shard, reach_of, read_shard
 from pipeline.marker import Marker
 from pipeline.preprocess import Preprocess, PreprocessConfig
+from pipeline.reach import Reach
 from pipeline.record import Recorded, recorded
 from pipeline.schema import EMBEDDINGS, embedding_type
 from pipeline.segments import segment_table
@@ -73,7 +74,7 @@ def recompute(output: str, count: int, seed: int) -> Recomputed:
         chosen = _choose(_embedded(output, done, newest), count, random.Random(seed))
         if not chosen:
             return found
-        with closing(_Stages(output, run)) as stages:
+        with closing(_Stages(output, run, reach_of(existing))) as stages:
             for shard, positions in chosen.items():
                 stored = pq.read_table(_object(output, done[shard], layout.EMBEDDINGS))
                 if newest is not None:
@@ -149,7 +150,7 @@ def _blocks(rows: pa.Table) -> Iterator[pa.Table]:
 class _Stages:
     """Preprocess and Encode, as the output was made with them."""
 
-    def __init__(self, output: str, run: Recorded) -> None:
+    def __init__(self, output: str, run: Recorded, reach: Reach) -> None:
         import torch  # noqa: PLC0415
 
         # What was made on a GPU is made on a CPU where there is none, in the same dtype.
@@ -161,7 +162,9 @@ class _Stages:
         self.level = config.level
         self.embedding = embedding_type(what.encoder.config.out_hidden_size, config.output_dtype)
         self.tolerance = _COMPUTE[dtype] + _OUTPUT[config.output_dtype]
-        self._preprocess = Preprocess(PreprocessConfig(limits=AMPLE, options=what.processors))
+        self._preprocess = Preprocess(
+            PreprocessConfig(limits=AMPLE, options=what.processors, reach=reach)
+        )
         encode = EncodeConfig.of(config, what, _TOKEN_BUDGET)
         self._encode = Encode(replace(encode, dtype=dtype))
 

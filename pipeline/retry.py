@@ -21,7 +21,7 @@ from pipeline.errors import RaceError, StorageError
 from pipeline.freeze import ShardWriter, freeze
 from pipeline.identity import Identity
 from pipeline.location import item_id, join
-from pipeline.manifest import Generation, Shard, read_shard
+from pipeline.manifest import Generation, Shard, reach_of, read_shard
 from pipeline.objects import ObjectInfo
 from pipeline.record import check_resumable, recorded
 from pipeline.schema import MANIFEST
@@ -67,7 +67,7 @@ def retry(config: RetryConfig, *, on_plan: Callable[[RetryReport], None]) -> Sum
     def prepare() -> tuple[Identity, list[Generation]]:
         what = run.identity(recipe, choose_device(config.device))
         check_resumable(output, what.semantics)
-        report, existing = plan_retry(output, config.code)
+        report, existing = plan_retry(output, config.code, follow_links=config.follow_links)
         on_plan(report)
         return what, existing
 
@@ -76,7 +76,9 @@ def retry(config: RetryConfig, *, on_plan: Callable[[RetryReport], None]) -> Sum
 
 # Of several planners at once one wins; the others look at what it has planned, and go on.
 @attempt(retry=retry_if_exception_type(RaceError), stop=stop_after_attempt(5), reraise=True)
-def plan_retry(output: str, codes: tuple[str, ...] = ()) -> tuple[RetryReport, list[Generation]]:
+def plan_retry(
+    output: str, codes: tuple[str, ...] = (), *, follow_links: bool = False
+) -> tuple[RetryReport, list[Generation]]:
     """Freezes the items that are failed now as the next generation.
 
     An item that was planned with a version is planned with the one that its object has now, so
@@ -85,6 +87,7 @@ def plan_retry(output: str, codes: tuple[str, ...] = ()) -> tuple[RetryReport, l
     Args:
         output: Canonical location of the output.
         codes: Only items that failed with one of them; empty takes all.
+        follow_links: Whether symbolic links may lead out of the inputs from now on.
 
     Returns:
         What is in the new generation, and all generations, the new one last, if there is one.
@@ -114,7 +117,8 @@ def plan_retry(output: str, codes: tuple[str, ...] = ()) -> tuple[RetryReport, l
         writer.close()
         report.shards = writer.shards
         if writer.rows:
-            existing = [*existing, freeze(output, writer, first.columns, ())]
+            reach = reach_of(existing, follow_links=follow_links)
+            existing = [*existing, freeze(output, writer, first.columns, (), reach)]
     return report, existing
 
 

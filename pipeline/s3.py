@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from pipeline.errors import ItemError, StorageError
 from pipeline.location import join
 from pipeline.objects import ABANDONED_S, Fetched, ObjectInfo, read_whole
+from pipeline.reach import Links, Reach
 from pipeline.s3_client import BRIEFLY, PATIENTLY, S3Client, code_of, told
 
 _PART_BYTES = 64 * 2**20
@@ -39,8 +40,8 @@ class S3Storage:
         with told(root):
             self._client.call("list_objects_v2", bucket, MaxKeys=1)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below `prefix`, by key, a page of 1,000 at a time."""
+    def list(self, prefix: str, links: Links | None = None) -> Iterator[ObjectInfo]:
+        """Every object below `prefix`, by key, a page of 1,000 at a time; there are no links."""
         bucket, key = _split(prefix)
         if key and not key.endswith("/"):
             key += "/"
@@ -71,7 +72,12 @@ class S3Storage:
         return _info(bucket, key, head["ContentLength"], head["ETag"])
 
     def fetch(
-        self, uri: str, *, version: str | None = None, max_bytes: int | None = None
+        self,
+        uri: str,
+        *,
+        version: str | None = None,
+        max_bytes: int | None = None,
+        reach: Reach | None = None,
     ) -> Fetched:
         """The whole object in one request, refused by the server itself in any other version."""
         bucket, key = _split(uri)

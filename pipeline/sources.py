@@ -2,7 +2,7 @@
 
 A candidate table has `uri, version, size_bytes, media_type` and, from a Parquet manifest, the
 caller's own columns. A folder or prefix is listed, a glob is matched against the listing of
-its fixed part, and a `.parquet` file is read as a manifest.
+its fixed part, and a `.parquet` file is read as a manifest (`pipeline.input_manifest`).
 """
 
 from __future__ import annotations
@@ -10,94 +10,85 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
-from pipeline.errors import ItemError, StorageError, UsageError
-from pipeline.location import canonical, join, local_path, suffix
+from pipeline.config import InputConfig
+from pipeline.errors import UsageError
+from pipeline.input_manifest import BATCH_ROWS, CANDIDATE, manifest_rows
+from pipeline.location import canonical, local_path, parent, suffix
+from pipeline.media_types import media_type
 from pipeline.objects import ObjectInfo
-from pipeline.schema import MANIFEST, check_caller_columns
+from pipeline.parquet_reader import ParquetReader
+from pipeline.reach import Links, Reach
 from pipeline.storage import storage_for
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".gif",
-    ]
-)
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".mpg",
-        ".mpeg",
-        ".wmv",
-        ".flv",
-        ".3gp",
-    ]
-)
-
-BATCH_ROWS = 8192
-_CANDIDATE = pa.schema([MANIFEST.field(n) for n in ("uri", "version", "size_bytes", "media_type")])
 _GLOB = re.compile(r"[*?\[]")
+_MOST_SUFFIXES = 1000
 
 
 @dataclass
 class Skipped:
-    """What was seen and left out: files that are no media by name, counted by suffix."""
+    """What was seen and left out: files that are no media by name, by suffix, and links."""
 
     by_suffix: Counter[str] = field(default_factory=Counter)
+    links: int = 0
+    """Symbolic links that lead to where no item may lie."""
+
+    def add(self, uri: str) -> None:
+        """Counts a file that is no media by its name."""
+        kind = suffix(uri) or "no suffix"
+        # Names are strangers': as many suffixes as files would fill the memory.
+        known = kind in self.by_suffix or len(self.by_suffix) < _MOST_SUFFIXES
+        self.by_suffix[kind if known else "others"] += 1
 
 
-def candidates(inputs: tuple[str, ...], skipped: Skipped) -> Iterator[pa.Table]:
+def reach_of_inputs(config: InputConfig) -> Reach:
+    """Where the items of the inputs may lie.
+
+    Each input has a root: a folder, prefix or file itself, a glob's fixed folder, a manifest's own.
+
+    Raises:
+        UsageError: An input cannot be.
+        StorageError: Storage failed.
+    """
+    roots = [_root(canonical(text)) for text in config.inputs]
+    roots += [canonical(text) for text in config.root]
+    return Reach(roots=tuple(dict.fromkeys(roots)), follow_links=config.follow_links)
+
+
+def candidates(inputs: tuple[str, ...], reach: Reach, skipped: Skipped) -> Iterator[pa.Table]:
     """Every candidate of every input, in order, duplicates included.
+
+    Args:
+        inputs: As a person named them.
+        reach: Where their items may lie.
+        skipped: Counts what is left out.
 
     Raises:
         UsageError: An input does not exist, or is no manifest.
         StorageError: Storage failed.
     """
-    for text in inputs:
-        location = canonical(text)
-        try:
-            if _is_glob(location):
-                yield from _matched(location, skipped)
-            elif location.lower().endswith(".parquet"):
-                yield from _manifest(location)
-            else:
-                yield from _listed(location, skipped)
-        except FileNotFoundError as error:
-            reason = f": {error}" if "bucket" in str(error) else ""
-            raise UsageError(f"{text!r} does not exist{reason}") from None
-
-
-def media_type(uri: str) -> str | None:
-    """`image` or `video` by the name's suffix, None for neither."""
-    kind = suffix(uri)
-    if kind in IMAGE_SUFFIXES:
-        return "image"
-    return "video" if kind in VIDEO_SUFFIXES else None
+    links = Links(reach)
+    with closing(ParquetReader()) as reader:
+        for text in inputs:
+            location = canonical(text)
+            try:
+                if _is_glob(location):
+                    yield from _matched(location, links, skipped, reader)
+                elif _is_manifest(location):
+                    yield from manifest_rows(location, reach, reader)
+                else:
+                    yield from _tables(_media(_objects(location, links), skipped))
+            except FileNotFoundError as error:
+                reason = f": {error}" if "bucket" in str(error) else ""
+                raise UsageError(f"{text!r} does not exist{reason}") from None
+            finally:
+                skipped.links = links.left_out
 
 
 def _is_glob(location: str) -> bool:
@@ -110,11 +101,21 @@ def _is_glob(location: str) -> bool:
         return True
 
 
-def _objects(location: str) -> Iterator[ObjectInfo]:
+def _is_manifest(location: str) -> bool:
+    return location.lower().endswith(".parquet")
+
+
+def _root(location: str) -> str:
+    if _is_glob(location):
+        return _fixed_folder(location)
+    return parent(location) if _is_manifest(location) else location
+
+
+def _objects(location: str, links: Links | None = None) -> Iterator[ObjectInfo]:
     """The objects below a folder or prefix, or the one object there."""
     storage = storage_for(location)
     try:
-        yield from storage.list(location)
+        yield from storage.list(location, links)
     except FileNotFoundError:
         single = storage.stat(location)
         if single is None:
@@ -122,25 +123,28 @@ def _objects(location: str) -> Iterator[ObjectInfo]:
         yield single
 
 
-def _listed(location: str, skipped: Skipped) -> Iterator[pa.Table]:
-    return _tables(_media(_objects(location), skipped))
-
-
-def _matched(pattern: str, skipped: Skipped) -> Iterator[pa.Table]:
-    fixed = pattern[: _first_wildcard(pattern)]
-    root = fixed.rsplit("/", 1)[0] or "/"
-    if root == "s3:/":
-        raise UsageError(f"{pattern!r}: a bucket's name cannot hold wildcards")
+def _matched(
+    pattern: str, links: Links, skipped: Skipped, reader: ParquetReader
+) -> Iterator[pa.Table]:
+    folder = _fixed_folder(pattern)
     try:
         matches = re.compile(glob_translate(local_path(pattern))).fullmatch
     except ValueError as error:
         raise UsageError(f"{pattern!r}: {error}") from None
-    found = (info for info in storage_for(root).list(root) if matches(local_path(info.uri)))
-    if pattern.lower().endswith(".parquet"):
+    listed = storage_for(folder).list(folder, links)
+    found = (info for info in listed if matches(local_path(info.uri)))
+    if _is_manifest(pattern):
         for info in found:
-            yield from _manifest(info.uri)
+            yield from manifest_rows(info.uri, links.reach, reader)
     else:
         yield from _tables(_media(found, skipped))
+
+
+def _fixed_folder(pattern: str) -> str:
+    folder = parent(pattern[: _first_wildcard(pattern)])
+    if folder == "s3:/":
+        raise UsageError(f"{pattern!r}: a bucket's name cannot hold wildcards")
+    return folder
 
 
 def _first_wildcard(pattern: str) -> int:
@@ -153,7 +157,7 @@ def _media(objects: Iterator[ObjectInfo], skipped: Skipped) -> Iterator[tuple[Ob
     for info in objects:
         kind = media_type(info.uri)
         if kind is None:
-            skipped.by_suffix[suffix(info.uri) or "no suffix"] += 1
+            skipped.add(info.uri)
         else:
             yield info, kind
 
@@ -168,77 +172,5 @@ def _tables(media: Iterator[tuple[ObjectInfo, str]]) -> Iterator[pa.Table]:
                 [info.size_bytes for info in infos],
                 [kind for _, kind in batch],
             ],
-            schema=_CANDIDATE,
+            schema=CANDIDATE,
         )
-
-
-def _manifest(location: str) -> Iterator[pa.Table]:
-    """The rows of a Parquet manifest; relative URIs are taken from its own folder."""
-    with _open_manifest(location) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            _check_columns(parquet.schema_arrow, location)
-            for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
-                yield _from_manifest(pa.Table.from_batches([batch]), location)
-        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"{location} is not a readable Parquet file: {reason}") from None
-
-
-def _open_manifest(location: str) -> BinaryIO:
-    if storage_for(location).stat(location) is None:
-        raise FileNotFoundError(location)
-    try:
-        return storage_for(location).open(location)
-    except ItemError as error:
-        raise StorageError(f"{location}: {error}") from None
-
-
-def _check_columns(schema: pa.Schema, location: str) -> None:
-    if "uri" not in schema.names:
-        raise UsageError(f"{location} has no `uri` column; it has {', '.join(schema.names)}")
-    for name in _CANDIDATE.names:
-        if schema.get_all_field_indices(name)[1:]:
-            raise UsageError(f"{location} has several columns {name!r}")
-        if name not in schema.names:
-            continue
-        kind, wanted = schema.field(name).type, _CANDIDATE.field(name).type
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        number = pa.types.is_integer(kind)
-        if not (number if wanted == pa.int64() else text or (number and name == "version")):
-            words = "strings" if pa.types.is_string(wanted) else "integers"
-            raise UsageError(f"{location}: the `{name}` column must be {words}, it is {kind}")
-    check_caller_columns([n for n in schema.names if n not in _CANDIDATE.names], location)
-
-
-def _from_manifest(rows: pa.Table, location: str) -> pa.Table:
-    uris = rows["uri"].to_pylist()
-    if None in uris:
-        raise UsageError(f"{location}: a `uri` is null; every row must name an item")
-    folder = local_path(location).rsplit("/", 1)[0]
-    uris = [canonical(u if u.startswith("/") or "://" in u else join(folder, u)) for u in uris]
-    kinds = rows["media_type"].to_pylist() if "media_type" in rows.column_names else uris
-    table = pa.table({"uri": pa.array(uris, pa.string())})
-    for name in ("version", "size_bytes"):
-        kind = MANIFEST.field(name).type
-        given = rows[name].cast(kind) if name in rows.column_names else pa.nulls(len(uris), kind)
-        table = table.append_column(name, given)
-    # A manifest names its items one by one: what nothing tells the kind of is tried as an image.
-    types = [_stated_type(k) or media_type(u) or "image" for k, u in zip(kinds, uris, strict=True)]
-    table = table.append_column("media_type", pa.array(types, pa.string()))
-    for name in rows.column_names:
-        if name not in _CANDIDATE.names:
-            table = table.append_column(name, _plain(rows[name]))
-    return table
-
-
-def _stated_type(value: object) -> str | None:
-    """The kind that a manifest states, as `video` or as a MIME type, `video/mp4`."""
-    kind = str(value).partition("/")[0].strip().lower()
-    return kind if kind in ("image", "video") else None
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Categories become their values: their numbers differ from one row group to the next."""
-    kind = column.type
-    return column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column

@@ -135,7 +135,7 @@ class Template:
             command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(
                 command,
-                env=_environment(),
+                env=clean_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
@@ -226,7 +226,8 @@ class Template:
         return lines[-1] if lines else "no message"
 
 
-def _environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
+    """The environment of a process that sees strangers' files: where to find packages, no more."""
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -15,6 +15,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import ItemError, StorageError
 from pipeline.objects import Fetched, ObjectInfo, Storage, read_whole
+from pipeline.reach import Links, Reach
 from tests.faults.simulation import operate
 
 # Which argument of a system call says where it changes something.
@@ -110,14 +111,19 @@ class Requests:
     def check_root(self, root: str) -> None:
         _request("list", root, lambda: self._server.check_root(root))
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, links: Links | None = None) -> Iterator[ObjectInfo]:
         yield from _request("list", prefix, lambda: [*self._server.list(prefix)])
 
     def stat(self, uri: str) -> ObjectInfo | None:
         return _request("stat", uri, lambda: self._server.stat(uri))
 
     def fetch(
-        self, uri: str, *, version: str | None = None, max_bytes: int | None = None
+        self,
+        uri: str,
+        *,
+        version: str | None = None,
+        max_bytes: int | None = None,
+        reach: Reach | None = None,
     ) -> Fetched:
         def apply() -> Fetched:
             return self._server.fetch(uri, version=version, max_bytes=max_bytes)
@@ -162,7 +168,7 @@ class MemoryS3:
     def check_root(self, root: str) -> None:
         """Its buckets are all there."""
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, links: Links | None = None) -> Iterator[ObjectInfo]:
         found = sorted(uri for uri in self.objects if uri.startswith(f"{prefix}/"))
         if not found:
             raise FileNotFoundError(prefix)
@@ -172,7 +178,12 @@ class MemoryS3:
         return _info(uri, self.objects[uri]) if uri in self.objects else None
 
     def fetch(
-        self, uri: str, *, version: str | None = None, max_bytes: int | None = None
+        self,
+        uri: str,
+        *,
+        version: str | None = None,
+        max_bytes: int | None = None,
+        reach: Reach | None = None,
     ) -> Fetched:
         assert version is max_bytes is None, "our own objects are read in whatever version"
         if uri not in self.objects:

@@ -31,6 +31,7 @@ def test_all_but_what_waits_behind_it_is_committed_while_one_item_takes_its_time
     Blocks in order would keep every shard back, and the run would give the clip up in the end.
     """
     s3.put({SLOW: b"no clip"})
+    roots = ("--root", "s3://media", "--root", collection.folder)
     uris = [f"s3://media/{SLOW}", *map(str, collection.good[: SHARD_ROWS * SHARDS - 1])]
     pq.write_table(pa.table({"uri": uris}), tmp_path / "items.parquet")
     output = output_at(tmp_path / "output")
@@ -48,7 +49,7 @@ def test_all_but_what_waits_behind_it_is_committed_while_one_item_takes_its_time
         done = commands.run(
             "embed",
             *(tmp_path / "items.parquet", "--output", output.folder, "--shard-rows", SHARD_ROWS),
-            *("--preprocess-actors", 2, "--encoder-actors", 1, "--max-pixels", 50176),
+            *("--preprocess-actors", 2, "--encoder-actors", 1, "--max-pixels", 50176, *roots),
             env=s3.env | {"AWS_ENDPOINT_URL": proxy.endpoint},
         )
     assert done.code == 0, str(done)
@@ -76,7 +77,7 @@ def test_all_but_what_waits_behind_it_is_committed_while_a_decoder_hangs(
         return commands.start(
             *(sys.executable, HERE / "faulty_decoder.py", notes, tmp_path / "items.parquet"),
             *(*args, "--preprocess-actors", 2, "--encoder-actors", 1),
-            *("--decode-timeout-s", timeout_s),
+            *("--decode-timeout-s", timeout_s, "--root", collection.folder),
             env={"PYTHONPATH": str(HERE.parents[1])},
         )
 

@@ -87,6 +87,7 @@ class World:
         """Starts the command `embed`, on all shards or on a slice."""
         config = EmbedConfig(
             inputs=(self._manifest(),),
+            root=("/media",),
             output=self.output,
             device="cpu",
             shards=shards,
@@ -98,7 +99,9 @@ class World:
 
     def plan(self) -> Process:
         """Starts the command `plan`."""
-        config = PlanConfig(inputs=(self._manifest(),), output=self.output, **self._layout)
+        config = PlanConfig(
+            inputs=(self._manifest(),), root=("/media",), output=self.output, **self._layout
+        )
         name = f"planner-{len(self.simulation.processes)}"
         return self.simulation.start(name, lambda: plan_next(config, self.output))
 
@@ -186,10 +189,14 @@ def _no_cluster(*, verbose: bool) -> Iterator[None]:
 
 
 def _drive(
-    config: EmbedConfig, what: Identity, shards: list[Shard], frozen: Generation, summary: Summary
+    config: EmbedConfig,
+    what: Identity,
+    shards: list[Shard],
+    planned: list[Generation],
+    summary: Summary,
 ) -> None:
     """`pipeline.drive.drive` with tasks that end in any order, one after the other."""
-    commit = pipeline.drive._commit_config(config, what, shards, frozen, summary.run)
+    commit = pipeline.drive._commit_config(config, what, shards, planned[0], summary.run)
     for shard in Random(summary.run).sample(shards, len(shards)):
         rows = read_shard(config.output, shard)
         block = _encoded(rows, summary.run, commit.embedding)

@@ -84,6 +84,7 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., None]:
     return check
 
 
+@pytest.mark.usefixtures("manifests_read_apart")
 @pytest.mark.parametrize("name", ["embed", "plan"])
 @pytest.mark.parametrize(
     ("inputs", "says"),
@@ -95,7 +96,13 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., None]:
         (["{tmp}/empty"], ["no images or videos in {tmp}/empty", "nothing at all"]),
         (["{tmp}/texts"], ["no images or videos in {tmp}/texts", "2 files of other kinds"]),
         (["{tmp}/photos/*.gif"], ["no images or videos in {tmp}/photos/*.gif"]),
-        (["http://host/x.jpg"], ["'http://host/x.jpg'", "http:// is not supported"]),
+        (
+            ["{tmp}/links"],
+            ["no images or videos in {tmp}/links", "1 symbolic links", "--follow-links"],
+        ),
+        (["//host/share"], ["'//host/share' names another machine"]),
+        (["C:\\photos"], ["'C:\\\\photos' is a path of Windows"]),
+        (["http://host/x.jpg"], ["'http://host/x.jpg'", "copy it to S3 or to a disk first"]),
         (["gs://bucket/x"], ["'gs://bucket/x'", "gs:// is not supported"]),
         (["s3:///x"], ["'s3:///x' names no bucket"]),
         (["{tmp}/text.parquet"], ["{tmp}/text.parquet is not a readable Parquet file"]),
@@ -117,6 +124,8 @@ def test_an_input_that_cannot_be_is_wrong_use(
     (tmp_path / "texts" / "a.txt").write_text("text")
     (tmp_path / "texts" / "deep" / "b.md").write_text("text")
     (tmp_path / "text.parquet").write_text("text")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "photos").symlink_to(photos)
     filled = [text.format(tmp=tmp_path) for text in inputs]
     expected = [text.format(tmp=tmp_path) for text in says]
     refused(2, expected, name, *filled, "--output", str(tmp_path / "out"))
@@ -429,3 +438,37 @@ def test_every_job_of_the_installed_command_exists() -> None:
 
     assert set(NAMES) <= set(cli.JOBS)
     assert all(callable(import_module(f"jobs.{name}").main) for name in cli.JOBS)
+
+
+HOSTILE = "\x1b[2J\x07\u202e\u2066\x9b31m\r"
+
+
+def test_hostile_names_reach_no_terminal(
+    tmp_path: Path, write_manifest: Callable[..., str], healthy: str, run: Run
+) -> None:
+    media = tmp_path / f"media{HOSTILE}"
+    media.mkdir()
+    for name in ("x.jpg", f"y.{HOSTILE}", f"z\n{HOSTILE}.jpg"):
+        (media / name).write_bytes(b"data")
+    (Path(healthy) / "embeddings" / f"{HOSTILE}.parquet").write_bytes(b"foreign")
+
+    def manifest(columns: dict[str, list[str]], name: str) -> str:
+        return write_manifest(columns, f"{name}{HOSTILE}")
+
+    commands: list[tuple[str, list[str], str]] = [
+        ("plan", [str(media)], r"1 .\x1b[2j\x07\u202e\u2066\x9b31m\r"),
+        ("plan", [str(media), "--output", str(tmp_path / f"out{HOSTILE}")], r"/out\x1b[2J"),
+        ("plan", [f"{tmp_path}/none{HOSTILE}"], "no images or videos in"),
+        ("plan", [manifest({"uri": [f"/{HOSTILE}"]}, "a")], "lies outside of the inputs"),
+        ("plan", [manifest({HOSTILE: ["a"]}, "b")], "no `uri` column; it has"),
+        ("plan", [manifest({"uri": ["a"], HOSTILE * 99: ["a"]}, "c")], "longer than 256 bytes"),
+        ("plan", [manifest({"uri": ["a"], HOSTILE: ["a"]}, "d"), "--partition-by", "x"], r"\x1b"),
+        ("plan", [str(media), "--limit", HOSTILE], "see patchflow plan --help"),
+        ("verify", ["--output", healthy], r"BROKEN embeddings/\x1b[2J"),
+        ("status", ["--output", f"{tmp_path}/{HOSTILE}"], "is no patchflow output"),
+    ]
+    for name, args, says in commands:
+        ended = run(name, *args)
+        printed = ended.out + ended.err
+        assert says in printed
+        assert [line for line in printed.split("\n") if not line.isprintable()] == []

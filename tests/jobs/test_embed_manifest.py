@@ -55,18 +55,19 @@ def write(rows: list[Row], path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(listed, commands, run_embed, clean_run, tmp_path_factory) -> Any:
+def run(listed, collection, commands, run_embed, clean_run, tmp_path_factory) -> Any:
     """The first manifest planned only, then both embedded: short shards in the very middle."""
     folder = tmp_path_factory.mktemp("manifests")
-    output = folder / "output"
+    output, root = folder / "output", ("--root", collection.folder)
     frozen = commands.run(
         "plan",
         write(listed[0], folder / "first.parquet"),
-        *("--output", output, "--shard-rows", SHARD_ROWS, "--partition-by", "split"),
+        *("--output", output, "--shard-rows", SHARD_ROWS, "--partition-by", "split", *root),
     )
     assert frozen.code == 0, str(frozen)
     assert "frozen as generation 0" in frozen.out
-    found = run_embed(output, write(listed[1], folder / "second.parquet"), *clean_run.args[-2:])
+    second = write(listed[1], folder / "second.parquet")
+    found = run_embed(output, second, *clean_run.args[-2:], *root)
     assert found.done.code == 0, str(found.done)
     return found
 

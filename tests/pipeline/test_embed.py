@@ -22,6 +22,7 @@ def test_shards_too_large_for_an_object_are_refused_with_the_most_that_fits(
     before = files(tmp_path)
     config = EmbedConfig(
         inputs=(location,),
+        root=("/",),
         output=str(output),
         encoder="large",
         shard_rows=None if planned else 2**20,

@@ -4,10 +4,13 @@ import ctypes
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 from pipeline.errors import ItemError, StorageError
 from pipeline.local import LocalStorage
 from pipeline.location import canonical
+from pipeline.reach import Reach
 
 Files = Callable[[Path], dict[str, bytes]]
 
@@ -413,3 +417,132 @@ def test_files_on_a_mount_that_has_vanished_are_no_items_errors(
     with pytest.raises(ItemError) as caught:
         store.fetch(f"{tmp_path}/other/y")
     assert caught.value.code == "not_found"
+
+
+# --- what is no regular file, and where links lead ----------------------------------------------
+
+
+@pytest.fixture
+def bound_socket(tmp_path: Path) -> Iterator[Path]:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.jpg"))
+        yield tmp_path / "socket.jpg"
+
+
+def code_of_fetching(store: LocalStorage, path: object, **options: Any) -> str:
+    with pytest.raises(ItemError) as caught:
+        store.fetch(str(path), max_bytes=2**20, **options)
+    assert caught.value.message.isprintable()
+    return caught.value.code
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/full", "/dev/tty", "/dev/stdin"])
+def test_devices_are_no_objects(store: LocalStorage, device: str) -> None:
+    assert store.stat(device) is None
+    assert code_of_fetching(store, device) == "not_found"
+
+
+def test_pipes_and_sockets_are_no_objects_and_nobody_waits(
+    store: LocalStorage, tmp_path: Path, bound_socket: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("pipe.jpg")
+    for path in (bound_socket, tmp_path / "pipe.jpg", tmp_path / "link.jpg"):
+        assert store.stat(str(path)) is None
+        assert code_of_fetching(store, path) == "not_found"
+        with pytest.raises(StorageError, match="a pipe, a socket or a device"):
+            store.open(str(path))
+    assert list(store.list(str(tmp_path))) == []
+
+
+@pytest.mark.parametrize("name", ["environ", "pagemap", "fd/0", "mem"])
+def test_what_the_kernel_makes_up_is_not_read(store: LocalStorage, name: str) -> None:
+    """Some of it goes on for ever, and some waits."""
+    place = f"/proc/self/{name}"
+    with suppress(ItemError):
+        assert store.fetch(place, max_bytes=2**20).data == b""
+
+
+def test_a_sparse_file_of_a_terabyte_is_too_large(store: LocalStorage, tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        file.truncate(2**40)
+    assert code_of_fetching(store, tmp_path / "x") == "too_large"
+
+
+def test_a_file_that_grows_faster_than_it_is_read_is_read_no_further(
+    store: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    stat, calls = os.fstat, []
+
+    def grow_after_the_first_look(descriptor: int) -> os.stat_result:
+        found = stat(descriptor)
+        if not calls:
+            os.truncate(path, 2**40)
+        calls.append(descriptor)
+        return found
+
+    monkeypatch.setattr(os, "fstat", grow_after_the_first_look)
+    assert code_of_fetching(store, path) == "version_changed"
+
+
+def test_a_link_out_of_reach_is_denied_and_says_where_it_leads(
+    store: LocalStorage, tmp_path: Path
+) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out\x1b[2J"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "x.jpg").write_bytes(b"data")
+    (inside / "out.jpg").symlink_to(outside / "x.jpg")
+    (inside / "in.jpg").symlink_to("x.jpg")
+    (inside / "folder").symlink_to(outside)
+    reach = Reach(roots=(str(inside),))
+    assert store.fetch(f"{inside}/in.jpg", reach=reach).data == b"data"
+    for name in ("out.jpg", "folder/x.jpg"):
+        with pytest.raises(ItemError) as caught:
+            store.fetch(f"{inside}/{name}", reach=reach)
+        assert caught.value.code == "access_denied"
+        assert caught.value.message == (
+            f"it leads to {str(outside / 'x.jpg')!r}, out of the inputs' folders; --follow-links "
+            "goes there"
+        )
+        followed = Reach(roots=(str(inside),), follow_links=True)
+        assert store.fetch(f"{inside}/{name}", reach=followed).data == b"data"
+
+
+@pytest.mark.parametrize("swapped", ["the file", "its folder"])
+def test_a_path_that_is_swapped_all_the_time_never_leads_out(
+    store: LocalStorage, tmp_path: Path, swapped: str
+) -> None:
+    """Someone exchanges the file, or its folder, for a link and back as fast as can be."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside / "a", outside):
+        folder.mkdir(parents=True)
+        (folder / "x").write_bytes(b"theirs" if folder == outside else b"ours")
+    place = inside / "a" if swapped == "its folder" else inside / "a" / "x"
+    link, real = tmp_path / "link", tmp_path / "real"
+    link.symlink_to(outside if swapped == "its folder" else outside / "x")
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            place.rename(real)
+            link.rename(place)
+            place.rename(link)
+            real.rename(place)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    seen, reach = Counter[str](), Reach(roots=(str(inside),))
+    try:
+        for _ in range(3000):
+            try:
+                seen[store.fetch(f"{inside}/a/x", reach=reach).data.decode()] += 1
+            except ItemError as error:
+                seen[error.code] += 1
+    finally:
+        stop.set()
+        swapper.join()
+    assert seen["ours"] and seen["access_denied"]
+    assert set(seen) <= {"ours", "access_denied", "not_found", "version_changed"}

@@ -120,13 +120,14 @@ def test_every_item_is_planned_once_in_its_generation(
 ) -> None:
     known: dict[str, str | None] = {}
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.sources.BATCH_ROWS", batch_rows)
+        patch.setattr("pipeline.input_manifest.BATCH_ROWS", batch_rows)
         patch.setattr("pipeline.freeze.SHARDS_A_PART", shards_a_part)
         patch.setattr("pipeline.manifest.SHARDS_A_PART", shards_a_part)
         output, frozen = f"{folder}/out", 0
         for number, rows in enumerate(rounds):
             config = InputConfig(
                 inputs=(write_items(Path(folder) / f"{number}.parquet", rows),),
+                root=("/m",),
                 shard_rows=shard_rows,
                 partition_by=partition_by,
             )
@@ -168,6 +169,8 @@ def test_open_shards_are_those_of_the_slice_without_a_marker(
         columns={},
         parts=("part",),
         inputs=(),
+        roots=("/m",),
+        follow_links=True,
         created_at="",
     )
     names = {f"g000001-{index:08d}" for index in done} | {"g000000-00000000"}
@@ -183,7 +186,7 @@ def test_a_plan_without_an_output_only_counts(
 ) -> None:
     location = write_manifest({"uri": ["/a.jpg", "/b.jpg"], "size_bytes": [10, 20]})
     before = files(tmp_path)
-    report, generation = plan(InputConfig(inputs=(location,), shard_rows=1), None, [])
+    report, generation = plan(InputConfig(inputs=(location,), root=("/",), shard_rows=1), None, [])
     assert (report.new, report.size_bytes, report.shards, generation) == (2, 30, 2, None)
     assert files(tmp_path) == before
 
@@ -248,8 +251,8 @@ def test_of_two_planners_at_once_one_wins_and_none_mixes(
     tmp_path: Path, write_manifest: WriteManifest
 ) -> None:
     output = str(tmp_path / "out")
-    mine = InputConfig(inputs=(write_manifest({"uri": ["/a.jpg", "/b.jpg"]}, "mine"),))
-    theirs = InputConfig(inputs=(write_manifest({"uri": ["/c.jpg"]}, "theirs"),))
+    mine = InputConfig(root=("/",), inputs=(write_manifest({"uri": ["/a.jpg", "/b.jpg"]}, "mine"),))
+    theirs = InputConfig(root=("/",), inputs=(write_manifest({"uri": ["/c.jpg"]}, "theirs"),))
     _, won = plan(mine, output, [])
     with pytest.raises(RaceError, match="plan at the same time"):
         plan(theirs, output, [])
@@ -268,7 +271,7 @@ def test_a_plan_on_s3_is_that_on_a_disk(
     assert rows_of(outputs[0], plans[0]) == rows_of(outputs[1], plans[1])
     assert generations(outputs[1]) == [plans[1]]
     with pytest.raises(RaceError, match="at the same time"):
-        plan(InputConfig(inputs=(location,)), outputs[1], [])
+        plan(InputConfig(root=("/",), inputs=(location,)), outputs[1], [])
     assert committed(outputs[1]) == set()
 
 

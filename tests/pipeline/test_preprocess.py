@@ -242,7 +242,7 @@ def test_several_calls_at_once_do_not_mix(
 class BrokenDisk:
     """A storage that fails."""
 
-    def fetch(self, uri: str, *, version: str | None, max_bytes: int | None) -> Fetched:
+    def fetch(self, uri: str, *, version: str | None, max_bytes: int | None, **_: Any) -> Fetched:
         raise StorageError(f"{uri}: Input/output error")
 
     def answers(self, beside: str) -> bool:
@@ -288,7 +288,9 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
     data, started, leads = photo(30, 30), [], []
 
     class Remembering:
-        def fetch(self, uri: str, *, version: str | None, max_bytes: int | None) -> Fetched:
+        def fetch(
+            self, uri: str, *, version: str | None, max_bytes: int | None, **_: Any
+        ) -> Fetched:
             started.append(uri)
             return Fetched(data=data, version="1")
 
@@ -319,7 +321,9 @@ def test_a_file_that_is_being_decoded_is_in_memory_once(
     files: list[weakref.ref[memoryview]] = []
 
     class Remembering:
-        def fetch(self, uri: str, *, version: str | None, max_bytes: int | None) -> Fetched:
+        def fetch(
+            self, uri: str, *, version: str | None, max_bytes: int | None, **_: Any
+        ) -> Fetched:
             data = memoryview(photo(30, 30))
             files.append(weakref.ref(data))
             return Fetched(data=data, version="1")

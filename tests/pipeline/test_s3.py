@@ -14,6 +14,7 @@ from pipeline.errors import ItemError, StorageError, UsageError
 from pipeline.known import PlanReport
 from pipeline.manifest import Generation
 from pipeline.marker import Marker
+from pipeline.reach import Reach
 from pipeline.s3 import S3Storage
 from pipeline.sources import Skipped, candidates
 from pipeline.storage import storage_for
@@ -70,12 +71,12 @@ def test_a_console_made_folder_is_no_object(s3_media: str) -> None:
 
 def test_an_input_in_a_bucket_that_does_not_exist_is_wrong_use(s3_media: str) -> None:
     with pytest.raises(UsageError, match="'nowhere' does not exist"):
-        list(candidates(("s3://nowhere/photos",), Skipped()))
+        list(candidates(("s3://nowhere/photos",), Reach(roots=()), Skipped()))
 
 
 def test_an_input_prefix_that_does_not_exist_is_wrong_use(s3_media: str) -> None:
     with pytest.raises(UsageError, match=f"'{s3_media}/none' does not exist"):
-        list(candidates((f"{s3_media}/none",), Skipped()))
+        list(candidates((f"{s3_media}/none",), Reach(roots=()), Skipped()))
 
 
 @pytest.mark.parametrize("verb", ["write", "create", "upload"])
@@ -95,7 +96,7 @@ def test_no_item_is_blamed_for_a_bucket_that_does_not_exist(s3_media: str) -> No
 
 def test_a_bucket_name_that_no_bucket_has_is_one_line(s3_media: str) -> None:
     with pytest.raises((StorageError, UsageError)) as caught:
-        list(candidates(("s3://Bad_Bucket!/photos",), Skipped()))
+        list(candidates(("s3://Bad_Bucket!/photos",), Reach(roots=()), Skipped()))
     assert "Bad_Bucket!" in str(caught.value)
     assert "\n" not in str(caught.value)
 

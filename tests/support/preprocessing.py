@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.limits import Limits
 from pipeline.options import ProcessorOptions
 from pipeline.preprocess import PreprocessConfig
+from pipeline.reach import Reach
 from processors import ImageOptions, VideoOptions
 
 
@@ -32,4 +33,5 @@ def preprocess_config(
         videos=videos or VideoOptions(),
         animated=animated,
     )
-    return PreprocessConfig(limits=replace(ample, **limits), options=options)
+    anywhere = Reach(roots=("/",))
+    return PreprocessConfig(limits=replace(ample, **limits), options=options, reach=anywhere)
