@@ -31,6 +31,14 @@ _DEMUXERS: Final[dict[VideoFormat, str]] = {
     "MPEG-TS": "mpegts",
     "Matroska": "matroska",
 }
+# Of FFmpeg's 300: those of cameras, phones, editors and the web, and of what these left behind. The
+# others, of games and of laboratories, are what a stranger would look for holes in.
+_DECODERS: Final = frozenset(
+    "h261 h263 h263p h264 hevc vvc av1 libdav1d vp3 theora vp6 vp6a vp6f vp7 vp8 vp9 "
+    "mpeg1video mpeg2video mpegvideo mpeg4 msmpeg4v1 msmpeg4v2 msmpeg4 flv wmv1 wmv2 wmv3 vc1 "
+    "mjpeg mjpegb dvvideo dnxhd prores cfhd ffv1 ffvhuff huffyuv utvideo rawvideo v210 png qtrle "
+    "svq1 svq3 cinepak rpza msvideo1 msrle rv10 rv20 rv30 rv40".split()
+)
 _MAX_STREAMS: Final = 1000
 _STREAMS: Final[dict[VideoFormat, bytes]] = {"AVI": b"strl", "MP4": b"trak"}
 """What stands before each stream's headers."""
@@ -56,9 +64,9 @@ class VideoFile:
     def open(self) -> tuple[InputContainer, VideoStream]:
         """Reads the headers, and finds the stream that players would show.
 
-        The demuxer is named and alone on the white list, no protocol is, and whatever a file asks
-        to open beside itself is denied: a playlist that is called a video opens nothing. Decoders
-        run in the calling thread.
+        The demuxer is named and alone on the white list, decoders are few there and none is for
+        sound, no protocol is, and whatever a file asks to open beside itself is denied: a playlist
+        that is called a video opens nothing. Decoders run in the calling thread.
 
         Raises:
             DecodeError: As ``VideoReader`` does.
@@ -87,6 +95,7 @@ class VideoFile:
             "format_whitelist": demuxer,
             "protocol_whitelist": "none",
             "max_streams": str(_MAX_STREAMS),
+            "codec_whitelist": ",".join(sorted(_DECODERS)),
         }
         with self.errors():
             try:
@@ -129,6 +138,11 @@ class VideoFile:
         if codec is None:
             raise DecodeError(
                 "unsupported_format", f"{self.video_format}: there is no decoder for its codec"
+            )
+        if codec.name not in _DECODERS:
+            raise DecodeError(
+                "unsupported_format",
+                f"{self.video_format}: its codec, {codec.name}, is not decoded",
             )
         if codec.width and codec.height:
             check_size(codec.width, codec.height, max_pixels=self.max_pixels)

@@ -123,15 +123,22 @@ def _odd(clips: ClipMaker) -> Liars:
         "rgba64.mov": ("-c:v", "png", "-pix_fmt", "rgba64be"),
         "rgb555.avi": ("-c:v", "rawvideo", "-pix_fmt", "rgb555le"),
         "v210.mov": ("-c:v", "v210", "-pix_fmt", "yuv422p10le"),
-        "xyz12.mov": ("-c:v", "jpeg2000", "-pix_fmt", "xyz12le"),
         "dv.avi": ("-s", "720x576", "-c:v", "dvvideo", "-pix_fmt", "yuv420p"),
         "cinepak.mov": ("-c:v", "cinepak"),
-        "snow.mkv": ("-c:v", "snow", "-strict", "-2"),
         "huffyuv.avi": ("-c:v", "huffyuv"),
     }
+    # What has a decoder in FFmpeg, and none here.
+    closed = {
+        "jpeg2000.mov": ("-c:v", "jpeg2000", "-pix_fmt", "xyz12le"),
+        "snow.mkv": ("-c:v", "snow", "-strict", "-2"),
+        "zmbv.avi": ("-c:v", "zmbv"),
+    }
     return {
-        name: (clips.make(f"liar-{name}", *PATTERN, *options).read_bytes(), None)
-        for name, options in odd.items()
+        name: (
+            clips.make(f"liar-{name}", *PATTERN, *options).read_bytes(),
+            "unsupported_format" if name in closed else None,
+        )
+        for name, options in (odd | closed).items()
     }
 
 
