@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from pipeline.blame import fetch_item
 from pipeline.errors import ItemError, StorageError
 from pipeline.local import LocalStorage
+from pipeline.open_file import open_file
+from pipeline.reach import Reach
 from pipeline.storage import storage_for
 from tests.faults.proxy import Asked, Fault, FaultyS3, Rule, this_process_through
 
@@ -158,22 +162,35 @@ def test_what_can_only_be_the_items_needs_no_other_object(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five good files, `0` to `4`, and a way to break them: reading this one is an EIO."""
+    """Five good files, `0` to `4`, of which this process has read none."""
+    storage_for("/")._read.clear()  # type: ignore[attr-defined]
     for n in range(5):
         (tmp_path / str(n)).write_bytes(b"data")
     return tmp_path
 
 
-def break_file(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.symlink_to("/proc/self/mem")
-    with pytest.raises(OSError, match="Input/output error"):
-        path.read_bytes()
+class BadSectors(io.FileIO):
+    """A file that can be opened, and not read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.fixture
+def break_file(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Breaks a file, which no real disk does when it is asked to."""
+    broken: set[str] = set()
+
+    def open_any(path: str, reach: Reach | None = None) -> Any:
+        return BadSectors(path) if path in broken else open_file(path, reach)
+
+    monkeypatch.setattr("pipeline.local.open_file", open_any)
+    return lambda path: broken.add(str(path))
 
 
 @pytest.mark.parametrize("read_before", [False, True], ids=["first", "later"])
 def test_a_file_that_alone_cannot_be_read_is_an_error_of_that_item(
-    folder: Path, read_before: bool
+    folder: Path, break_file: Callable[[Path], None], read_before: bool
 ) -> None:
     if read_before:
         assert fetch(f"{folder}/1") == b"data"
@@ -183,7 +200,9 @@ def test_a_file_that_alone_cannot_be_read_is_an_error_of_that_item(
     assert caught.value.code == "read_failed"
 
 
-def test_no_file_is_blamed_where_none_beside_it_can_be_read(folder: Path) -> None:
+def test_no_file_is_blamed_where_none_beside_it_can_be_read(
+    folder: Path, break_file: Callable[[Path], None]
+) -> None:
     for n in range(5):
         break_file(folder / str(n))
     with pytest.raises(StorageError, match="Input/output error"):
@@ -206,7 +225,9 @@ def test_another_mount_does_not_answer_for_one_that_is_broken(
     assert not store.answers(f"{broken}/y")
 
 
-def test_a_file_is_not_taken_for_readable_because_it_once_was(folder: Path) -> None:
+def test_a_file_is_not_taken_for_readable_because_it_once_was(
+    folder: Path, break_file: Callable[[Path], None]
+) -> None:
     assert fetch(f"{folder}/1") == b"data"
     for n in range(5):
         break_file(folder / str(n))
@@ -214,11 +235,13 @@ def test_a_file_is_not_taken_for_readable_because_it_once_was(folder: Path) -> N
         fetch(f"{folder}/0")
 
 
-def test_a_file_alone_in_its_folder_is_measured_against_the_one_read_last(folder: Path) -> None:
+def test_a_file_alone_in_its_folder_is_measured_against_the_one_read_last(
+    folder: Path, break_file: Callable[[Path], None]
+) -> None:
     (folder / "deep").mkdir()
+    (folder / "deep" / "x").write_bytes(b"data")
     break_file(folder / "deep" / "x")
-    (folder / "mem").symlink_to("/proc/self/comm")
-    assert fetch(f"{folder}/mem").strip()
+    assert fetch(f"{folder}/0") == b"data"
     with pytest.raises(ItemError) as caught:
         fetch(f"{folder}/deep/x")
     assert caught.value.code == "read_failed"

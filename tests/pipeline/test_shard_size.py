@@ -70,7 +70,7 @@ def test_what_is_planned_too_large_is_refused_before_more_is_planned(
     freeze(str(output), write_manifest({"uri": ["/a.jpg"]}))
     before = files(output)
     config = EmbedConfig(
-        inputs=(write_manifest({"uri": ["/a.jpg", "/b.jpg"]}),), output=str(output), level="token"
+        inputs=(write_manifest({"uri": ["a.jpg", "b.jpg"]}),), output=str(output), level="token"
     )
     with pytest.raises(UsageError, match="--shard-rows 4096: vectors of up to"):
         embed(config, on_plan=lambda report: None)
@@ -91,7 +91,7 @@ def test_what_is_planned_first_is_planned_for_its_level(
     def stop(report: object) -> None:
         raise StoppedError
 
-    location, output = write_manifest({"uri": ["/a.jpg"]}), str(tmp_path / "output")
+    location, output = write_manifest({"uri": ["a.jpg"]}), str(tmp_path / "output")
     with pytest.raises(StoppedError):
         embed(EmbedConfig(inputs=(location,), output=output, **options), on_plan=stop)
     assert generations(output)[0].shard_rows == rows
