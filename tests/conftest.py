@@ -7,6 +7,7 @@ pytest_plugins = [
     "tests.support.photos",
     "tests.support.clips",
     "tests.support.broken",
+    "tests.support.bombs",
     "tests.support.outputs",
     "tests.support.s3",
     "tests.support.crowd",

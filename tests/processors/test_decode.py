@@ -345,6 +345,14 @@ def test_bombs_are_refused_before_they_are_decoded() -> None:
     assert failure(bytes(big)).code in ("too_large", "corrupt")
 
 
+def test_a_compression_that_pillow_does_not_know_is_unsupported() -> None:
+    data = bytearray(make_tiff(np.zeros((4, 4), np.uint8)))
+    place = data.index(struct.pack("<HHLL", 259, 4, 1, 1)) + 8
+    data[place : place + 4] = struct.pack("<L", 34712)  # JPEG 2000
+    error = failure(bytes(data))
+    assert (error.code, error.message) == ("unsupported_format", "TIFF: 34712")
+
+
 def test_images_of_several_strips_are_converted_as_if_of_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
