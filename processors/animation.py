@@ -126,9 +126,11 @@ def _first_frame(image: ImageFile) -> int:
 
 
 def _delays_ms(image: ImageFile) -> Iterator[float]:
-    first = _first_frame(image)
+    first, size = _first_frame(image), image.size
     for position in range(_num_frames(image)):
         image.seek(first + position)
+        if image.size != size:  # Pillow enlarges the screen of a GIF when it comes to it.
+            raise DecodeError("corrupt", f"GIF: frame {position} does not lie within its screen")
         image.load()
         delay_ms = float(image.info.get("duration", 0))
         yield delay_ms if delay_ms > _SHORTEST_DELAY_MS else _UNSTATED_DELAY_MS

@@ -26,6 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from processors.errors import DecodeError
 from processors.formats import ImageFormat, describe_content, sniff_image_format
+from processors.jpeg_scans import MAX_SCANS, has_too_many_scans
 from processors.rgb import pil_to_rgb
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ _TRANSPOSE_BY_ORIENTATION: Final = {
 _TIFF_CHUNK_TAGS: Final = ((273, 279), (324, 325))  # offsets and sizes: of strips, of tiles
 
 _TRUNCATED: Final = re.compile("truncated|unexpected end|premature end", re.IGNORECASE)
+_TOO_LARGE: Final = re.compile("too large|too much memory", re.IGNORECASE)
+_OUT_OF_MEMORY: Final = re.compile("decoder error -9|out of memory")
 _UNSUPPORTED: Final = re.compile(
     "unknown|unsupported|not supported|cannot handle|not available|not installed", re.IGNORECASE
 )
@@ -120,7 +123,8 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decode
 
     Raises:
         DecodeError: With code ``empty``, ``unsupported_format`` (no known format, or a variant of
-            one that Pillow cannot read, floating point and Lab TIFF included), ``too_large``,
+            one that Pillow cannot read, floating point and Lab TIFF included), ``too_large`` (over
+            100 scans of a JPEG and texts or profiles of a PNG that unpack to over 1 MiB included),
             ``truncated``, ``corrupt`` or ``decoder_out_of_memory``.
         ValueError: If ``max_pixels`` is not positive.
     """
@@ -165,10 +169,14 @@ def open_picture(data: bytes, *, max_pixels: int) -> Iterator[ImageFile]:
     try:
         image = _PLUGINS[image_format](source)
         check_size(*image.size, max_pixels=max_pixels)
+        if image_format == "JPEG" and has_too_many_scans(data):
+            raise DecodeError("too_large", f"JPEG: it has over {MAX_SCANS} scans")
         yield image
     except DecodeError:
         raise
     except Exception as error:
+        if isinstance(image, JpegImageFile) and "broken" in str(error) and _lacks_memory(image):
+            raise DecodeError("decoder_out_of_memory", f"JPEG: {error}") from error
         _raise_decode_error(
             error, image_format=image_format, is_cut=_is_cut(data, source=source, image=image)
         )
@@ -205,14 +213,23 @@ def apply_orientation(image: Image.Image) -> Image.Image:
     return image if transpose is None else image.transpose(transpose)
 
 
+def _lacks_memory(image: JpegImageFile) -> bool:
+    """Whether there is no room for the coefficients, which Pillow tells as a broken data stream."""
+    try:
+        bytearray(2 * image.width * image.height * image.layers)
+    except MemoryError:
+        return True
+    return False
+
+
 def _is_cut(data: bytes, *, source: _Source, image: ImageFile | None) -> bool:
     """Tells a file that ends too early from a broken one, where Pillow's message does not."""
     if data[:4] == b"RIFF":
         # libwebp fails in the same words for both, but RIFF states its length.
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if image is None:
+    if image is None or isinstance(image, BmpImageFile):
         # While a header is read, reads are exact. Later they go by blocks, and the last one is
-        # short in sound files too.
+        # short in sound files too; but those of BMP files all have their pixels by then.
         return source.came_up_short
     if isinstance(image, TiffImageFile):
         return any(
@@ -227,13 +244,17 @@ def _is_cut(data: bytes, *, source: _Source, image: ImageFile | None) -> bool:
 
 def _raise_decode_error(error: Exception, *, image_format: ImageFormat, is_cut: bool) -> NoReturn:
     detail = f"{image_format}: {error}" if str(error) else f"{image_format}: {type(error).__name__}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(detail):
         raise DecodeError("decoder_out_of_memory", detail) from error
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        # Pillow's own limits within GIF, TIFF and WebP, which count when max_pixels is above them.
+    if isinstance(
+        error, (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    ) or _TOO_LARGE.search(detail):
+        # Pillow's own limits: on sizes within GIF, TIFF and WebP, which count when max_pixels is
+        # above them, and on texts and profiles within PNG.
         raise DecodeError("too_large", detail) from error
     if is_cut or isinstance(error, EOFError) or _TRUNCATED.search(detail):
         raise DecodeError("truncated", detail) from error
-    if _UNSUPPORTED.search(detail):
+    # Pillow looks compressions up, and shows the number of one that it does not know.
+    if _UNSUPPORTED.search(detail) or isinstance(error.__cause__, KeyError):
         raise DecodeError("unsupported_format", detail) from error
     raise DecodeError("corrupt", detail) from error

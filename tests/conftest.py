@@ -8,6 +8,7 @@ pytest_plugins = [
     "tests.support.clips",
     "tests.support.broken",
     "tests.support.liars",
+    "tests.support.bombs",
     "tests.support.outputs",
     "tests.support.s3",
     "tests.support.crowd",

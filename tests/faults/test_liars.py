@@ -153,10 +153,12 @@ def test_each_liar_has_its_code_soon_and_with_little_memory(liars: Liars, good: 
 
 
 @pytest.mark.whole
-def test_each_bomb_has_its_code_within_the_limits_of_a_run(bombs: Liars, good: GoodClip) -> None:
-    ends = ends_of(bombs, good)
-    assert_codes(ends, bombs)
-    for name, (data, code) in bombs.items():
+def test_each_bomb_has_its_code_within_the_limits_of_a_run(
+    clip_bombs: Liars, good: GoodClip
+) -> None:
+    ends = ends_of(clip_bombs, good)
+    assert_codes(ends, clip_bombs)
+    for name, (data, code) in clip_bombs.items():
         end = ends[name]
         most_s = HURRIED_S + 2 if code == "decode_timeout" else LIMITS.decode_timeout_s / 3
         most_bytes = IMPORTS + LIMITS.decoder_memory_bytes + SHARED + 2 * len(data)

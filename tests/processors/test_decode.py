@@ -15,6 +15,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from processors import DecodeError, ErrorCode, decode_image
+from processors.rgb import pil_to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
@@ -342,6 +343,29 @@ def test_bombs_are_refused_before_they_are_decoded() -> None:
     place = big.index(b"\x9d\x01\x2a") + 3
     big[place : place + 4] = struct.pack("<HH", 16383, 16383)
     assert failure(bytes(big)).code in ("too_large", "corrupt")
+
+
+def test_a_compression_that_pillow_does_not_know_is_unsupported() -> None:
+    data = bytearray(make_tiff(np.zeros((4, 4), np.uint8)))
+    place = data.index(struct.pack("<HHLL", 259, 4, 1, 1)) + 8
+    data[place : place + 4] = struct.pack("<L", 34712)  # JPEG 2000
+    error = failure(bytes(data))
+    assert (error.code, error.message) == ("unsupported_format", "TIFF: 34712")
+
+
+def test_images_of_several_strips_are_converted_as_if_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    levels = np.random.default_rng(5).integers(0, 256, (23, 17, 4), dtype=np.uint8)
+    colours = Image.fromarray(levels, "RGBA")
+    grey = Image.fromarray(levels[..., 0].astype(np.uint16) * 257)
+    images = [colours.convert(mode) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")]
+    images += [grey, grey.convert("I"), *(image.copy() for image in (images[2], grey))]
+    images[-2].info["transparency"], images[-1].info["transparency"] = bytes(256), 257
+    at_once = [pil_to_rgb(image) for image in images]
+    monkeypatch.setattr("processors.rgb._STRIP_PIXELS", 17 * 4)
+    for image, expected in zip(images, at_once, strict=True):
+        np.testing.assert_array_equal(pil_to_rgb(image), expected)
 
 
 @pytest.mark.parametrize("max_pixels", [0, -1])

@@ -34,7 +34,7 @@ def liars(clips: ClipMaker) -> Liars:
 
 
 @pytest.fixture(scope="session")
-def bombs(clips: ClipMaker) -> Liars:
+def clip_bombs(clips: ClipMaker) -> Liars:
     """Those that take seconds, or as long as they may."""
     pictures = _pictures()
     return {**mp4_bombs(pictures), **matroska_bombs(pictures), **codec_bombs(clips)}
