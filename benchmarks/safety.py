@@ -75,15 +75,7 @@ class UnguardedPreprocess(Preprocess):
     """The stage, without the decoder process."""
 
     def _start_decoder(self) -> Any:
-        limits, options = self._config.limits, self._config.options
-        return _Unguarded(
-            MediaOptions(
-                max_pixels=limits.max_source_pixels,
-                max_duration_s=limits.max_duration_s,
-                sampling=options.sampling,
-                animated=options.animated,
-            )
-        )
+        return _Unguarded(self._config.media_options)
 
 
 def main() -> None:

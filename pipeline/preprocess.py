@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -36,8 +37,20 @@ _FETCHED_BYTES = 64 * 2**20
 _GUESSED_BYTES = _FETCHED_BYTES // 4
 
 _LISTED = "a clip that is listed as an image; a manifest's media_type column can say video"
-# A media type and its file, in a list that whoever decodes it empties.
-_Fetching = tuple[str | None, Future[list[Fetched]]]
+# A file, in a list that whoever decodes it empties.
+_File = Future[list[Fetched]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fetching:
+    """One row's file on its way."""
+
+    media_type: str | None
+    cost: int
+    """Bytes that it is taken for; no more of them are read ahead."""
+    read: Callable[[int], list[Fetched]]
+    """Reads a file of so many bytes or fewer."""
+    file: _File
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +60,16 @@ class PreprocessConfig:
     limits: Limits
     options: ProcessorOptions
     reach: Reach
+
+    @property
+    def media_options(self) -> MediaOptions:
+        """What is decoded of a file."""
+        return MediaOptions(
+            max_pixels=self.limits.max_source_pixels,
+            max_duration_s=self.limits.max_duration_s,
+            sampling=self.options.sampling,
+            animated=self.options.animated,
+        )
 
     @property
     def item_bytes(self) -> int:
@@ -124,12 +147,12 @@ class Preprocess:
             self._decoder.close()
         self._fetchers.shutdown()
 
-    def _items(self, fetched: Iterable[_Fetching]) -> Iterator[_Item]:
+    def _items(self, fetched: Iterable[tuple[str | None, _File]]) -> Iterator[_Item]:
         """What becomes of each row: while one is resized, the next one is being decoded."""
         begun: deque[tuple[_Item, Decoding | None]] = deque()
         try:
-            for kind, data in fetched:
-                begun.append(self._begin(kind, data))
+            for kind, file in fetched:
+                begun.append(self._begin(kind, file))
                 if len(begun) == 2:
                     yield self._finish(*begun.popleft())
             while begun:
@@ -140,9 +163,7 @@ class Preprocess:
                 if decoding is not None:
                     decoding.close()
 
-    def _begin(
-        self, media_type: str | None, fetched: Future[list[Fetched]]
-    ) -> tuple[_Item, Decoding | None]:
+    def _begin(self, media_type: str | None, fetched: _File) -> tuple[_Item, Decoding | None]:
         item = _Item(media_type=media_type)
         try:
             # Taken out, or a long clip's file would be there twice while it is decoded.
@@ -158,19 +179,14 @@ class Preprocess:
         return item, self._decoder.submit(found.data)
 
     def _start_decoder(self) -> Decoder:
-        limits, options = self._config.limits, self._config.options
+        limits = self._config.limits
         return Decoder(
             limits=DecoderLimits(
                 timeout_s=limits.decode_timeout_s,
                 memory_bytes=limits.decoder_memory_bytes,
                 max_file_bytes=limits.max_file_bytes,
             ),
-            options=MediaOptions(
-                max_pixels=limits.max_source_pixels,
-                max_duration_s=limits.max_duration_s,
-                sampling=options.sampling,
-                animated=options.animated,
-            ),
+            options=self._config.media_options,
         )
 
     def _finish(self, item: _Item, decoding: Decoding | None) -> _Item:
@@ -203,26 +219,36 @@ class Preprocess:
         # A segment is shown from its first frame on.
         item.timestamps = list(info.timestamps_s[:: self._videos.options.temporal_patch_size])
 
-    def _fetch(self, rows: pa.Table) -> Iterator[_Fetching]:
-        """Media type and bytes of every row in order, fetched ahead within a bound of bytes."""
-        waiting: deque[tuple[str | None, Future[list[Fetched]], int]] = deque()
-        ahead = 0
+    def _fetch(self, rows: pa.Table) -> Iterator[tuple[str | None, _File]]:
+        """Media type and file of every row in order, fetched ahead within a bound of bytes."""
+        waiting: deque[_Fetching] = deque()
+        ahead, most = 0, self._config.limits.max_file_bytes
         columns = ("uri", "version", "size_bytes", "media_type")
         for uri, version, size, kind in zip(
             *(rows[name].to_pylist() for name in columns), strict=True
         ):
-            cost = size or _GUESSED_BYTES
+            cost = min(size or _GUESSED_BYTES, most)
             while waiting and (ahead + cost > _FETCHED_BYTES or len(waiting) >= 2 * _FETCHERS):
-                yield waiting[0][:2]
-                ahead -= waiting.popleft()[2]
-            waiting.append((kind, self._fetchers.submit(self._read, uri, version), cost))
+                yield self._due(waiting[0])
+                ahead -= waiting.popleft().cost
+            read = partial(self._read, uri, version)
+            file = self._fetchers.submit(read, cost)
+            waiting.append(_Fetching(media_type=kind, cost=cost, read=read, file=file))
             ahead += cost
         while waiting:
-            yield waiting.popleft()[:2]
+            yield self._due(waiting.popleft())
 
-    def _read(self, uri: str, version: str | None) -> list[Fetched]:
-        limit, reach = self._config.limits.max_file_bytes, self._config.reach
-        found = fetch_item(storage_for(uri), uri, version=version, max_bytes=limit, reach=reach)
+    def _due(self, next_one: _Fetching) -> tuple[str | None, _File]:
+        """A file whose turn it is: one larger than its manifest says is read now."""
+        file, most = next_one.file, self._config.limits.max_file_bytes
+        error = file.exception() if next_one.cost < most else None
+        if isinstance(error, ItemError) and error.code == "too_large":
+            file = self._fetchers.submit(next_one.read, most)
+        return next_one.media_type, file
+
+    def _read(self, uri: str, version: str | None, most: int) -> list[Fetched]:
+        reach = self._config.reach
+        found = fetch_item(storage_for(uri), uri, version=version, max_bytes=most, reach=reach)
         return [found]
 
 

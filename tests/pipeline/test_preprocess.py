@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import schema
 from pipeline.build import nest
-from pipeline.errors import MachineError, StorageError
+from pipeline.errors import ItemError, MachineError, StorageError
 from pipeline.location import digest
 from pipeline.objects import Fetched
 from pipeline.preprocess import Preprocess, unnest
@@ -283,7 +283,7 @@ def test_more_rows_than_are_fetched_ahead_all_come_out(
 
 
 def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
-    stage: Preprocess, photo: Photo, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
+    photo: Photo, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, started, leads = photo(30, 30), [], []
 
@@ -294,6 +294,7 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
             started.append(uri)
             return Fetched(data=data, version="1")
 
+    stage = Preprocess(preprocess_config(OPTIONS, max_file_bytes=2**25))
     decoder = stage._start_decoder()
     submit = decoder.submit
 
@@ -307,11 +308,41 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
     monkeypatch.setattr(stage, "_decoder", decoder)
     # 30 MiB each by their manifest: two are within the bound, three are not.
     rows = manifest_rows([f"/{n}.png" for n in range(40)], size_bytes=[30 * 2**20] * 40)
-    with decoder:
+    with closing(stage):
         run(stage, rows)
     assert len(leads) == 40
     assert max(leads) == 2
     assert leads.count(2) > 20
+
+
+@pytest.mark.parametrize("size_bytes", [1, None])
+def test_files_larger_than_their_manifest_says_are_read_when_it_is_their_turn(
+    photo: Photo,
+    manifest_rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+    size_bytes: int | None,
+) -> None:
+    data, held, most = photo(30, 30), set[int](), [0]
+
+    class Large:
+        """Files of 20 MiB, of which those that are held are counted."""
+
+        def fetch(self, uri: str, *, max_bytes: int, **_: Any) -> Fetched:
+            if max_bytes < 20 * 2**20:
+                raise ItemError("too_large", f"{20 * 2**20} bytes, the limit is {max_bytes}")
+            file = memoryview(bytearray(data))
+            held.add(id(file))
+            most[0] = max(most[0], len(held))
+            weakref.finalize(file, held.discard, id(file))
+            return Fetched(data=file, version="1")
+
+    monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Large())
+    rows = manifest_rows([f"/{n}.png" for n in range(40)], size_bytes=[size_bytes] * 40)
+    with closing(Preprocess(preprocess_config(max_file_bytes=2**25))) as stage:
+        assert [row["error_code"] for row in run(stage, rows)] == [None] * 40
+    assert most[0] <= 2
+    with closing(Preprocess(preprocess_config(max_file_bytes=2**23))) as stage:
+        assert {row["error_code"] for row in run(stage, rows)} == {"too_large"}
 
 
 def test_a_file_that_is_being_decoded_is_in_memory_once(
