@@ -16,12 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import layout
-from pipeline.errors import RaceError
+from pipeline.errors import RaceError, UsageError
 from pipeline.location import file_digest, join
 from pipeline.manifest import SHARDS_A_PART, Generation
 from pipeline.reach import Reach
 from pipeline.schema import MANIFEST
 from pipeline.storage import storage_for
+
+# A shard waits in memory for each one until it is full, and each shard's objects have a folder.
+MOST_FOLDERS = 10_000
 
 
 class ShardWriter:
@@ -39,7 +42,11 @@ class ShardWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, rows: pa.Table) -> None:
-        """Takes rows of `item_id`, a candidate's columns and the caller's."""
+        """Takes rows of `item_id`, a candidate's columns and the caller's.
+
+        Raises:
+            UsageError: The partition values make too many folders.
+        """
         for folder, group in _groups(rows, self.partition_by):
             waiting = self._open.pop(folder, None)
             table = group if waiting is None else pa.concat_tables([waiting, group])
@@ -48,6 +55,11 @@ class ShardWriter:
                 table = table.slice(self.shard_rows)
             if table.num_rows:
                 self._open[folder] = table
+            if len(self._open) > MOST_FOLDERS:
+                raise UsageError(
+                    f"--partition-by {' '.join(self.partition_by)} makes more than "
+                    f"{MOST_FOLDERS:,} folders: choose columns of fewer values"
+                )
 
     def close(self) -> None:
         """Writes what waits as short shards, in the order in which their values came."""

@@ -275,6 +275,20 @@ def test_a_plan_on_s3_is_that_on_a_disk(
     assert committed(outputs[1]) == set()
 
 
+def test_more_folders_than_can_wait_in_memory_are_refused(
+    tmp_path: Path, write_manifest: WriteManifest, freeze: Freeze, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.freeze.MOST_FOLDERS", 5)
+    rows = {"uri": [f"/{n}.jpg" for n in range(12)]}
+    location = write_manifest({**rows, "k": [n % 5 for n in range(12)]}, "few")
+    _, generation = freeze(str(tmp_path / "few"), location, partition_by=("k",))
+    assert generation is not None and generation.shards == 5
+    location = write_manifest({**rows, "k": [n % 6 for n in range(12)]}, "many")
+    with pytest.raises(UsageError, match="--partition-by k makes more than 5 folders: choose"):
+        freeze(str(tmp_path / "many"), location, partition_by=("k",))
+    assert generations(str(tmp_path / "many")) == []
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
