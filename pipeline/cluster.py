@@ -85,8 +85,14 @@ def ray_running(*, verbose: bool, insecure: bool = False) -> Iterator[None]:
 
     Raises:
         ClusterError: Ray did not start, or could not be joined.
-        UsageError: The cluster is open to strangers.
+        UsageError: The cluster is open to strangers, or is to be joined from outside.
     """
+    if os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
+        # Ray Data does not run there, and where the cluster listens cannot be seen.
+        raise UsageError(
+            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} is Ray's client, which is not supported: run "
+            "it on the cluster, by ray job submit"
+        )
     if not in_cluster():
         _prepare_local()
     import ray  # noqa: PLC0415 (reads its environment when imported)

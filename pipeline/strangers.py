@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline.errors import ClusterError, UsageError
 
@@ -15,7 +15,7 @@ from pipeline.errors import ClusterError, UsageError
 _QUESTION: Final = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _PATIENCE_S: Final = 10.0
 _LISTENS: Final = "0A"
-_TABLES: Final = ("/proc/net/tcp", "/proc/net/tcp6")
+_TABLES: Final = ("/proc/net/tcp", "/proc/net/tcp6")  # The other is not there without IPv6.
 
 
 def refuse_open_cluster(head: str, dashboard: str | None, *, insecure: bool) -> None:
@@ -38,7 +38,7 @@ def refuse_open_cluster(head: str, dashboard: str | None, *, insecure: bool) -> 
             return
     except ClusterError as error:
         if not insecure:
-            raise
+            raise ClusterError(f"{error}; --insecure-ray joins it nevertheless") from error
         _warn(str(error))
         return
     reached = _beyond_loopback(head) or (dashboard and _beyond_loopback(dashboard))
@@ -68,19 +68,33 @@ def _asks_for_a_token(head: str) -> bool:
     """
     import grpc  # noqa: PLC0415 (Ray's, and as slow to import)
 
-    with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with _channel(head) as channel:
         try:
             channel.unary_unary(_QUESTION)(b"", timeout=_PATIENCE_S)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 return True
-            if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
-                return True  # For a certificate, which strangers have no more than a token.
             raise ClusterError(
                 f"the Ray cluster at {head} does not say whether it asks for a token: "
                 f"{error.code().name}"
             ) from error
     return False
+
+
+def _channel(head: str) -> Any:
+    """A way to Ray's head that no token goes by.
+
+    A certificate does where Ray asks for one, which is not enough: Ray's HTTP, by which every
+    machine takes jobs, asks for tokens only.
+    """
+    import grpc  # noqa: PLC0415
+    from ray._common.tls_utils import load_certs_from_env  # noqa: PLC0415
+
+    options = [("grpc.enable_http_proxy", 0)]
+    if os.environ.get("RAY_USE_TLS", "").lower() not in ("1", "true"):
+        return grpc.insecure_channel(head, options)
+    chain, key, root = load_certs_from_env()  # type: ignore[no-untyped-call]
+    return grpc.secure_channel(head, grpc.ssl_channel_credentials(root, key, chain), options)
 
 
 def _beyond_loopback(address: str) -> str | None:
@@ -105,7 +119,8 @@ def _beyond_loopback(address: str) -> str | None:
 
 def _listening(table: str, port: int) -> Iterator[IPv4Address | IPv6Address]:
     """The addresses of this machine on which something listens at `port`, as the kernel has it."""
-    for line in Path(table).read_text().splitlines()[1:]:
+    path = Path(table)
+    for line in path.read_text().splitlines()[1:] if path.exists() else ():
         _, local, _, state, *_ = line.split()
         host, _, number = local.partition(":")
         if state == _LISTENS and int(number, 16) == port:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline import cluster
 from pipeline.cluster import Workers, plan_workers
 from pipeline.config import EmbedConfig
+from pipeline.errors import UsageError
 
 GIB = 2**30
 Node = dict[str, float]
@@ -73,3 +74,12 @@ def test_claims_fit_wherever_the_cpus_and_gpus_do(
         shares = each["CPU"] / found.preprocess_cpus
         most = max(found.preprocess_bytes, 0 if device == "cuda" else found.encode_bytes)
         assert claimed + shares * most <= max(each["memory"], 2 * shares + 1) * (1 + 1e-9)
+
+
+def test_ray_s_client_is_refused_before_anything_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://192.0.2.2:10001")
+    with (
+        pytest.raises(UsageError, match=r"^RAY_ADDRESS=ray://192\.0\.2\.2:10001 is Ray's client"),
+        cluster.ray_running(verbose=False),
+    ):
+        pass

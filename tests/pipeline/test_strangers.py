@@ -6,17 +6,23 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import datetime, timedelta
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline import strangers
 from pipeline.errors import ClusterError, UsageError
 from pipeline.strangers import refuse_open_cluster
 
-Serve = Callable[[grpc.StatusCode], int]
+Serve = Callable[..., int]
 CODES = grpc.StatusCode
 
 
@@ -25,7 +31,7 @@ def serve() -> Iterator[Serve]:
     """Heads that answer every question with one status; returns the port of each."""
     with ExitStack() as stack:
 
-        def start(code: grpc.StatusCode) -> int:
+        def start(code: grpc.StatusCode, tls: grpc.ServerCredentials | None = None) -> int:
             def answer(question: bytes, context: Any) -> bytes:
                 if code is not CODES.OK:
                     context.abort(code, "")
@@ -36,12 +42,37 @@ def serve() -> Iterator[Serve]:
                     return grpc.unary_unary_rpc_method_handler(answer)
 
             server = grpc.server(ThreadPoolExecutor(1), handlers=[Handler()])
-            port: int = server.add_insecure_port("127.0.0.1:0")
+            add = partial(server.add_secure_port, server_credentials=tls)
+            port: int = (add if tls else server.add_insecure_port)("127.0.0.1:0")
             server.start()
             stack.callback(lambda: server.stop(None).wait())
             return port
 
         yield start
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> grpc.ServerCredentials:
+    """What a head of Ray's serves by that asks for a certificate, of one that a driver has too."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ray")])
+    hosts = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    now = datetime.now()
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=2))
+        .not_valid_after(now + timedelta(days=2))
+        .add_extension(hosts, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, none = serialization.Encoding.PEM, serialization.NoEncryption()
+    chain = made.public_bytes(pem)
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, none)
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    for name_, text in (("CA_CERT", chain), ("SERVER_CERT", chain), ("SERVER_KEY", secret)):
+        (tmp_path / name_).write_bytes(text)
+        monkeypatch.setenv(f"RAY_TLS_{name_}", str(tmp_path / name_))
+    return grpc.ssl_server_credentials([(secret, chain)], chain, require_client_auth=True)
 
 
 @pytest.fixture
@@ -142,11 +173,30 @@ def test_a_head_that_does_not_say_is_not_joined(
 ) -> None:
     port = serve(CODES.UNAVAILABLE)
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
-    with pytest.raises(ClusterError, match="does not say whether it asks for a token: UNAVAIL"):
+    with pytest.raises(ClusterError, match="asks for a token: UNAVAILABLE; --insecure-ray"):
         refuse_open_cluster(f"127.0.0.1:{port}", None, insecure=False)
     refuse_open_cluster(f"127.0.0.1:{port}", None, insecure=True)
     assert "WARNING: the Ray cluster at 127.0.0.1" in capsys.readouterr().err
-    monkeypatch.setenv("RAY_USE_TLS", "1")
+
+
+def test_a_certificate_does_not_make_up_for_a_token(
+    serve: Serve,
+    certificate: grpc.ServerCredentials,
+    tables: Callable[[str], None],
+) -> None:
+    """Ray's HTTP, by which every machine takes jobs, asks for none."""
+    asking, open_ = (serve(code, certificate) for code in (CODES.UNAUTHENTICATED, CODES.OK))
+    tables(line(EVERYWHERE, asking) + line(EVERYWHERE, open_))
+    refuse_open_cluster(f"127.0.0.1:{asking}", None, insecure=False)
+    with pytest.raises(UsageError, match=rf"listens on 0\.0\.0\.0:{open_}: whoever"):
+        refuse_open_cluster(f"127.0.0.1:{open_}", None, insecure=False)
+
+
+def test_a_kernel_without_ipv6_says_where_something_listens_all_the_same(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = serve(CODES.OK)
+    monkeypatch.setattr(strangers, "_TABLES", ("/proc/net/tcp", str(tmp_path / "tcp6")))
     refuse_open_cluster(f"127.0.0.1:{port}", None, insecure=False)
 
 
