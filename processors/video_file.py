@@ -38,7 +38,7 @@ _DECODERS: Final = (
     *("vp3", "theora", "vp6", "vp6a", "vp6f", "vp7", "vp8", "vp9"),
     *("mpeg1video", "mpeg2video", "mpegvideo", "mpeg4"),
     *("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2", "wmv3", "vc1", "flv"),
-    *("mjpeg", "mjpegb", "dvvideo", "dnxhd", "prores", "cfhd"),
+    *("mjpeg", "mjpegb", "sp5x", "dvvideo", "dnxhd", "prores", "prores_raw", "apv", "aic", "cfhd"),
     *("ffv1", "ffvhuff", "huffyuv", "utvideo", "rawvideo", "v210", "png", "qtrle"),
     *("svq1", "svq3", "cinepak", "rpza", "msvideo1", "msrle", "rv10", "rv20", "rv30", "rv40"),
 )
