@@ -19,8 +19,8 @@ import pytest
 
 from pipeline.build import nest
 from pipeline.location import join
+from pipeline.media_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES, media_type
 from pipeline.preprocess import Preprocess
-from pipeline.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, media_type
 from pipeline.storage import storage_for
 from processors.media import MediaOptions, open_media
 from processors.sampling import VideoSampling
