@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from processors.formats import VideoFormat
@@ -62,7 +63,8 @@ def _is_mp4_cut(data: bytes | memoryview) -> bool:
             break
         position += size
     # What was recorded but never finished has no index; frames behind it may all be gone.
-    return position > len(data) or bool(missing)
+    is_without_frames = b"mdat" in missing and re.search(b"trak", data) is not None
+    return position > len(data) or b"moov" in missing or is_without_frames
 
 
 def _is_avi_cut(data: bytes | memoryview) -> bool:
