@@ -51,7 +51,7 @@ def _recompute(output: str, count: int, seed: int) -> list[str]:
     found = recompute(output, count, seed)
     print(
         f"{found.compared:,} items embedded again and compared, {found.not_comparable:,} not "
-        f"comparable (changed or gone); --seed {seed} chooses the same ones"
+        f"comparable (changed, gone, or over the limits); --seed {seed} chooses the same ones"
     )
     return found.breaches
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import layout
-from pipeline.errors import RaceError, UsageError
+from pipeline.errors import RaceError, UsageError, shown
 from pipeline.location import file_digest, join
 from pipeline.manifest import SHARDS_A_PART, Generation
 from pipeline.reach import Reach
@@ -94,12 +94,23 @@ def _groups(rows: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[str
         yield "", rows
         return
     members: dict[str, list[int]] = {}
-    columns = [rows[name].to_pylist() for name in partition_by]
+    columns = [_values(rows, name) for name in partition_by]
     for row, values in enumerate(zip(*columns, strict=True)):
         folder = layout.partition(dict(zip(partition_by, values, strict=True)))
         members.setdefault(folder, []).append(row)
     for folder, indices in members.items():
         yield folder, rows.take(pa.array(indices, pa.int64()))
+
+
+def _values(rows: pa.Table, name: str) -> list[object]:
+    try:
+        return rows[name].to_pylist()
+    except (ValueError, OverflowError):
+        # A time of no calendar, or in a zone that nobody knows.
+        kind = shown(str(rows.schema.field(name).type))[1:-1]
+        raise UsageError(
+            f"--partition-by {name}: a value of that column, {kind}, has no name; make it a string"
+        ) from None
 
 
 def _checksum(path: Path) -> str:

@@ -42,13 +42,3 @@ class Limits:
             most, value = MOST_SECONDS if name.endswith("_s") else MOST_LIMIT, getattr(self, name)
             if value > most:
                 raise UsageError(f"{flag(name)} must be at most {most:.0f}: {value}")
-
-
-AMPLE = Limits(
-    max_file_bytes=MOST_LIMIT,
-    max_source_pixels=MOST_LIMIT,
-    max_duration_s=MOST_SECONDS,
-    decode_timeout_s=MOST_SECONDS,
-    decoder_memory_bytes=MOST_LIMIT,
-)
-"""For bytes that were within the limits of their own run, whatever those were."""

@@ -88,31 +88,48 @@ def _send_tables(parent: Connection, remote: _Remote, batch_rows: int) -> None:
         raise _RefusedError(f"says that it has {promised:,} rows; the most is {MOST_ROWS:,}")
     if len(schema) > MOST_COLUMNS:
         raise _RefusedError(f"has {len(schema):,} columns; the most is {MOST_COLUMNS:,}")
-    plain = pa.schema([pa.field(f.name, _value_type(f.type)) for f in schema])
+    plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in schema])
     parent.send_bytes(SCHEMA + memoryview(plain.serialize()))
     found = 0
     for batch in parquet.iter_batches(batch_size=batch_rows, use_threads=False):
         found += batch.num_rows
-        # Categories become their values: their numbers differ from one row group to the next.
         columns = [pc.cast(c, f.type) for c, f in zip(batch.columns, plain, strict=True)]
-        table = pa.table(columns, schema=plain)
-        if table.nbytes > MOST_TABLE_BYTES:
-            size, most = table.nbytes // table.num_rows, MOST_TABLE_BYTES // batch_rows
+        rows = pa.RecordBatch.from_arrays(columns, schema=plain)
+        if rows.nbytes > MOST_TABLE_BYTES:
+            size, most = rows.nbytes // rows.num_rows, MOST_TABLE_BYTES // batch_rows
             raise _RefusedError(f"has rows of {size:,} bytes on average; the most is {most:,}")
-        parent.send_bytes(ROWS + memoryview(_serialized(table)))
+        parent.send_bytes(ROWS + memoryview(rows.serialize()))
     if found != promised:
         raise _RefusedError(f"says that it has {promised:,} rows, and has {found:,}")
 
 
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """What values of a type are stored as, all the way down.
+
+    Categories become their values, as their numbers differ from one row group to the next. Metadata
+    of fields goes: it can name a class that whoever reads them on makes objects of, by unpickling.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([_plain_field(field) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_plain_field(kind.key_field), _plain_field(kind.item_field))
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_field(kind.value_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_plain_field(kind.value_field))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+    if pa.types.is_nested(kind):
+        raise _RefusedError(f"has a column of a type that is not known here: {kind}")
+    return kind
 
 
-def _serialized(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return sink.getvalue()
+def _plain_field(field: pa.Field) -> pa.Field:
+    return pa.field(field.name, _plain(field.type), field.nullable)
 
 
 class _Remote(io.RawIOBase):

@@ -42,6 +42,8 @@ _FILE_LIMIT_S = 60.0
 _SECOND_BYTES = 2**20
 # A table, and what a schema and its offsets add.
 _MOST_MESSAGE_BYTES = 2 * MOST_TABLE_BYTES
+# Read by pyarrow itself, which asks the class that is registered for the name that follows.
+_EXTENSION = b"ARROW:extension:name"
 
 
 class ParquetError(Exception):
@@ -82,9 +84,10 @@ class ParquetReader:
                 if kind == READ:
                     child.connection.send_bytes(_range(file, body))
                 elif kind == SCHEMA:
-                    yield pa.ipc.read_schema(pa.py_buffer(body)).empty_table()
+                    schema = _schema(body)
+                    yield schema.empty_table()
                 elif kind == ROWS:
-                    yield _table(body)
+                    yield _table(body, schema)
                 else:
                     is_through = True
                     break
@@ -176,9 +179,14 @@ def _range(file: BinaryIO, body: memoryview) -> bytes:
     return file.read(min(size, _SECOND_BYTES))
 
 
-def _table(body: memoryview) -> pa.Table:
-    with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
-        table = stream.read_all()
+def _schema(body: memoryview) -> pa.Schema:
+    if _EXTENSION in bytes(body):
+        raise ParquetError("is not a readable Parquet file: it names a type to be loaded")
+    return pa.ipc.read_schema(pa.py_buffer(body))
+
+
+def _table(body: memoryview, schema: pa.Schema) -> pa.Table:
+    table = pa.Table.from_batches([pa.ipc.read_record_batch(pa.py_buffer(body), schema)])
     # It may have been taken over by a file: offsets out of bounds would be ours to fall over.
     table.validate(full=True)
     return table

@@ -18,7 +18,6 @@ from pipeline import layout
 from pipeline.build import nest
 from pipeline.config import ComputeDevice, ComputeDtype, OutputDtype, RunConfig
 from pipeline.encode import Encode, EncodeConfig
-from pipeline.limits import AMPLE
 from pipeline.location import join
 from pipeline.manifest import Shard, reach_of, read_shard
 from pipeline.marker import Marker
@@ -43,6 +42,8 @@ _ROWS = 8
 _TOKEN_BUDGET = 1024
 # The object is not what was embedded, or may not be read any more: nothing is there to compare.
 _GONE = frozenset(["not_found", "version_changed", "access_denied", "read_failed"])
+# The very same bytes were within the limits of the run that embedded them, which may be others.
+_LIMITS = frozenset(["too_large", "decode_timeout", "decoder_out_of_memory"])
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Recomputed:
 
     compared: int = 0
     not_comparable: int = 0
-    """Items whose objects changed, or are gone."""
+    """Items whose objects changed, are gone, or are over the limits that the output began with."""
     breaches: list[str] = field(default_factory=list)
 
 
@@ -163,7 +164,7 @@ class _Stages:
         self.embedding = embedding_type(what.encoder.config.out_hidden_size, config.output_dtype)
         self.tolerance = _COMPUTE[dtype] + _OUTPUT[config.output_dtype]
         self._preprocess = Preprocess(
-            PreprocessConfig(limits=AMPLE, options=what.processors, reach=reach)
+            PreprocessConfig(limits=config.limits(), options=what.processors, reach=reach)
         )
         encode = EncodeConfig.of(config, what, _TOKEN_BUDGET)
         self._encode = Encode(replace(encode, dtype=dtype))
@@ -188,7 +189,8 @@ def _compare(
     assert {*EMBEDDINGS} - {*exact} == {"generation", "embedding"}
     for old, new in zip(stored.to_pylist(), again.to_pylist(), strict=True):
         place = f"{shard.id}: {old['uri']}"
-        if new["error_code"] in _GONE:
+        same = new["content_hash"] in (None, old["content_hash"])
+        if new["error_code"] in _GONE or (new["error_code"] in _LIMITS and same):
             found.not_comparable += 1
             continue
         found.compared += 1

@@ -56,6 +56,45 @@ def test_categories_come_as_their_values(reader: ParquetReader) -> None:
     assert rows["label"].to_pylist() == ["a", "b", "a"]
 
 
+def tagged(kind: pa.DataType, name: str = "item") -> pa.Field:
+    """A field that names the class by which Ray Data unpickles its values."""
+    return pa.field(name, kind, metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        pytest.param(pa.struct([tagged(pa.binary(), "x")]), {"x": b"a"}, id="struct"),
+        pytest.param(pa.list_(tagged(pa.binary())), [b"a"], id="list"),
+        pytest.param(pa.large_list(tagged(pa.binary())), [b"a"], id="large list"),
+        pytest.param(pa.list_(tagged(pa.binary()), 1), [b"a"], id="fixed size list"),
+        pytest.param(pa.map_(pa.string(), tagged(pa.binary())), [("k", b"a")], id="map"),
+        pytest.param(
+            pa.list_(pa.struct([tagged(pa.list_(tagged(pa.binary())), "x")])),
+            [{"x": [b"a"]}],
+            id="nested",
+        ),
+    ],
+)
+def test_no_name_of_a_class_comes_with_a_column(
+    reader: ParquetReader, kind: pa.DataType, value: object
+) -> None:
+    schema, rows = tables(reader, pa.table({"x": pa.array([value], kind)}))
+    for found in schema, rows:
+        assert b"ARROW:extension" not in found.schema.serialize().to_pybytes()
+    assert rows["x"].to_pylist() == [value]
+
+
+def test_values_of_extensions_come_as_they_are_stored(reader: ParquetReader) -> None:
+    ids = pa.array([b"0123456789abcdef"], pa.uuid())
+    label = pa.array(["a"]).dictionary_encode()
+    both = pa.StructArray.from_arrays([ids, label], ["id", "label"])
+    _, rows = tables(reader, pa.table({"id": ids, "both": both}))
+    stored = pa.binary(16)
+    assert rows.schema.types == [stored, pa.struct([("id", stored), ("label", pa.string())])]
+    assert rows["both"].to_pylist() == [{"id": b"0123456789abcdef", "label": "a"}]
+
+
 def test_the_process_is_locked_down_and_knows_no_credentials(
     reader: ParquetReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

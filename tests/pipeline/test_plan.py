@@ -340,6 +340,27 @@ def test_inputs_with_other_columns_than_before_are_refused(
     assert len(generations(output)) == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (2**61, pa.timestamp("us")),
+        (0, pa.timestamp("us", "Nowhere/At All")),
+        (2**31 - 1, pa.date32()),
+        (2**62, pa.duration("s")),
+    ],
+    ids=str,
+)
+def test_a_time_that_no_calendar_has_names_no_folder(
+    tmp_path: Path, write_manifest: WriteManifest, freeze: Freeze, value: int, kind: pa.DataType
+) -> None:
+    column = pa.array([value], pa.int64() if kind.bit_width == 64 else pa.int32()).cast(kind)
+    location = write_manifest({"uri": ["/a.jpg"], "when": column})
+    output = str(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"--partition-by when: a value .* has no name; make it a"):
+        freeze(output, location, partition_by=("when",))
+    assert generations(output) == []
+
+
 def test_the_same_columns_in_another_order_are_the_same_columns(
     tmp_path: Path, write_manifest: WriteManifest, freeze: Freeze
 ) -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.build import nest
 from pipeline.commit import CommitConfig, commit_shard
@@ -268,6 +269,23 @@ def test_an_object_of_the_same_version_that_fails_now_is_found(output: str, phot
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     (breach,) = recompute(output, MANY, seed=0).breaches
     assert breach == f"g000000-00000000: {path}: fails now: unsupported_format"
+
+
+def test_the_limits_of_the_output_hold(tmp_path: Path, photos: Path, freeze: Freeze) -> None:
+    place = str(tmp_path / "out")
+    freeze(place, str(photos), shard_rows=4)
+    embed(
+        place, max_source_pixels=5000
+    )  # Three photos have more: a run with other limits did them.
+    found = recompute(place, MANY, seed=0)
+    assert (found.compared, found.not_comparable, found.breaches) == (2, 3, [])
+    path = photos / "0.png"
+    before = path.stat()
+    Image.new("L", (100, 60)).save(path)
+    os.truncate(path, before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (breach,) = recompute(place, MANY, seed=0).breaches
+    assert breach == f"g000000-00000000: {path}: fails now: too_large"
 
 
 def test_superseded_rows_are_not_chosen(
