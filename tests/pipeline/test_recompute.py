@@ -274,7 +274,7 @@ def test_an_object_of_the_same_version_that_fails_now_is_found(output: str, phot
 def test_the_limits_of_the_output_hold(tmp_path: Path, photos: Path, freeze: Freeze) -> None:
     place = str(tmp_path / "out")
     freeze(place, str(photos), shard_rows=4)
-    embed(place, max_source_pixels=5000)  # Three photos have more: a run with other limits did them.
+    embed(place, max_source_pixels=5000)  # Three have more: other limits did them.
     found = recompute(place, MANY, seed=0)
     assert (found.compared, found.not_comparable, found.breaches) == (2, 3, [])
     path = photos / "0.png"
