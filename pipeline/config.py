@@ -63,7 +63,8 @@ class InputConfig:
     root: UseAppendAction[tuple[str, ...]] = ()
     """Where a manifest's items may lie, beside its own folder; may be given several times."""
     follow_links: bool = False
-    """Follow symbolic links out of the inputs' folders; from then on, in all runs on the output."""
+    """Follow symbolic links out of the inputs' folders; once items are planned so, in all runs on
+    the output."""
     shard_rows: Count = None
     """Items a shard, the unit of writing and of resuming; where nothing is planned yet, 4096, or
     as many as fit into 2 GiB at --level frame or token."""
@@ -220,7 +221,8 @@ class RetryConfig(RunConfig):
     code: UseAppendAction[tuple[str, ...]] = ()
     """Only items that failed with this error code; may be given several times."""
     follow_links: bool = False
-    """Follow symbolic links out of the inputs' folders; from then on, in all runs on the output."""
+    """Follow symbolic links out of the inputs' folders; once items are planned so, in all runs on
+    the output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

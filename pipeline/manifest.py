@@ -19,6 +19,7 @@ from pipeline import layout
 from pipeline.errors import StorageError
 from pipeline.location import file_digest, join
 from pipeline.reach import Reach
+from pipeline.schema import check_plain
 from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 
@@ -182,7 +183,9 @@ def is_whole(output: str, part: str) -> bool:
 def _part(output: str, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with storage_for(output).open(join(output, name)) as file:
-            yield pq.ParquetFile(file)
+            part = pq.ParquetFile(file)
+            check_plain(part.schema_arrow, join(output, name))
+            yield part
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise StorageError(f"{join(output, name)} cannot be read: {reason}") from error

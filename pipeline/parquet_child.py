@@ -36,6 +36,10 @@ MOST_COLUMNS = 1024
 # 16 KiB a row of a full table: a shard of them stays small beside its patches. A dictionary can
 # repeat a megabyte in every row.
 MOST_TABLE_BYTES = 2**27
+# What a file may become: a gigabyte, and a thousand times its size. Of names that are counted up,
+# a hundred times is seen; the same long one over and over is a million times, and takes hours.
+MOST_BYTES = 2**30
+MOST_GROWTH = 1000
 # Beyond what the libraries hold. Files as writers make them take a few pages of 1 MiB a column.
 MEMORY_BYTES = 2**30
 
@@ -90,7 +94,7 @@ def _send_tables(parent: Connection, remote: _Remote, batch_rows: int) -> None:
         raise _RefusedError(f"has {len(schema):,} columns; the most is {MOST_COLUMNS:,}")
     plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in schema])
     parent.send_bytes(SCHEMA + memoryview(plain.serialize()))
-    found = 0
+    found = taken = 0
     for batch in parquet.iter_batches(batch_size=batch_rows, use_threads=False):
         found += batch.num_rows
         columns = [pc.cast(c, f.type) for c, f in zip(batch.columns, plain, strict=True)]
@@ -98,6 +102,11 @@ def _send_tables(parent: Connection, remote: _Remote, batch_rows: int) -> None:
         if rows.nbytes > MOST_TABLE_BYTES:
             size, most = rows.nbytes // rows.num_rows, MOST_TABLE_BYTES // batch_rows
             raise _RefusedError(f"has rows of {size:,} bytes on average; the most is {most:,}")
+        taken += rows.nbytes
+        if taken > MOST_BYTES + MOST_GROWTH * remote.size:
+            raise _RefusedError(
+                f"becomes more than {taken:,} bytes, of {remote.size:,}: that is no list of files"
+            )
         parent.send_bytes(ROWS + memoryview(rows.serialize()))
     if found != promised:
         raise _RefusedError(f"says that it has {promised:,} rows, and has {found:,}")
@@ -136,7 +145,8 @@ class _Remote(io.RawIOBase):
     """A file that the parent holds."""
 
     def __init__(self, parent: Connection, size: int) -> None:
-        self._parent, self._size, self._at = parent, size, 0
+        self.size = size
+        self._parent, self._at = parent, 0
 
     def readable(self) -> bool:
         return True
@@ -145,16 +155,16 @@ class _Remote(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
+        self._at = offset + (0, self._at, self.size)[whence]
         return self._at
 
     def tell(self) -> int:
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        if not 0 <= self._at < self._size:
+        if not 0 <= self._at < self.size:
             return 0
-        wanted = min(len(buffer), self._size - self._at, _READ_BYTES)
+        wanted = min(len(buffer), self.size - self._at, _READ_BYTES)
         self._parent.send_bytes(READ + RANGE.pack(self._at, wanted))
         data = self._parent.recv_bytes()
         buffer[: len(data)] = data

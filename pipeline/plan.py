@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from pipeline.errors import RaceError, UsageError
 from pipeline.flags import flag
 from pipeline.freeze import ShardWriter, freeze
 from pipeline.known import Known, PlanReport
-from pipeline.manifest import Generation, generations, read_columns
+from pipeline.manifest import Generation, generations, reach_of, read_columns
 from pipeline.schema import MANIFEST
 from pipeline.sources import candidates, reach_of_inputs
 
@@ -75,7 +76,8 @@ def plan(
                 known.load(batch)
         writer = ShardWriter(number, shard_rows, partition_by, Path(folder))
         columns: dict[str, str] | None = existing[0].columns if existing else None
-        reach = reach_of_inputs(config)
+        follow_links = config.follow_links or reach_of(existing).follow_links
+        reach = replace(reach_of_inputs(config), follow_links=follow_links)
         for table in candidates(config.inputs, reach, report.skipped):
             columns = _same_columns(columns, table, partition_by)
             ordered = table.select([*_CANDIDATE_NAMES, *columns])

@@ -24,7 +24,7 @@ from pipeline.marker import Marker
 from pipeline.preprocess import Preprocess, PreprocessConfig
 from pipeline.reach import Reach
 from pipeline.record import Recorded, recorded
-from pipeline.schema import EMBEDDINGS, embedding_type
+from pipeline.schema import EMBEDDINGS, check_plain, embedding_type
 from pipeline.segments import segment_table
 from pipeline.states import Newest, failures, newest_of
 from pipeline.status import marked, planned
@@ -78,6 +78,7 @@ def recompute(output: str, count: int, seed: int) -> Recomputed:
         with closing(_Stages(output, run, reach_of(existing))) as stages:
             for shard, positions in chosen.items():
                 stored = pq.read_table(_object(output, done[shard], layout.EMBEDDINGS))
+                check_plain(stored.schema, f"{output}: {shard.id}")
                 if newest is not None:
                     stored = newest.current(shard.generation, stored)
                 rows = stored.take(positions)
@@ -106,6 +107,7 @@ def _recompute_shard(
             ours = segment_table(again, stages.embedding, stages.level)
             these = pc.field("item_id").isin(pc.unique(ours["item_id"]))
             theirs = pq.read_table(segments, filters=these)
+            check_plain(theirs.schema, f"{output}: {shard.id}")
             _compare_segments(shard, theirs, ours, stages.tolerance, found)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError, shown
 
 if TYPE_CHECKING:
     from pipeline.config import Level
@@ -142,6 +142,26 @@ def check_caller_columns(names: Iterable[str], source: str) -> None:
         if name.lower() in seen:
             raise UsageError(f"{source}: columns {seen[name.lower()]!r} and {name!r} collide")
         seen[name.lower()] = name
+
+
+def check_plain(found: pa.Schema, place: str) -> None:
+    """Refuses what an output's Parquet never has: types that name the class of their values.
+
+    Ray Data's unpickle them, and who may write to an output may not run code.
+
+    Raises:
+        StorageError: One is there, in the object `place`.
+    """
+    for field in found:
+        if _names_class(field.type):
+            raise StorageError(f"{place} is damaged: a column is {shown(str(field.type))}")
+
+
+def _names_class(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _names_class(kind.value_type)
+    inner = (kind.field(n).type for n in range(kind.num_fields))
+    return isinstance(kind, pa.BaseExtensionType) or any(map(_names_class, inner))
 
 
 def _fields(pairs: list[tuple[str, pa.DataType]]) -> list[pa.Field]:

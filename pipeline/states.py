@@ -27,6 +27,7 @@ from pipeline.known import scratch
 from pipeline.location import digest, join
 from pipeline.manifest import Generation, Shard, read_columns
 from pipeline.marker import Marker
+from pipeline.schema import check_plain
 from pipeline.storage import storage_for
 
 
@@ -181,4 +182,6 @@ def _errors(output: str, marker: Marker) -> pa.Table:
         raise StorageError(f"{place} is missing; `verify` tells more") from error
     if digest(data) not in [stored.checksum for stored in marker.objects if stored.name == name]:
         raise StorageError(f"{place} is damaged; `verify` tells more")
-    return pq.read_table(io.BytesIO(data), columns=["item_id", "error_code"])
+    rows = pq.read_table(io.BytesIO(data), columns=["item_id", "error_code"])
+    check_plain(rows.schema, place)
+    return rows

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline import layout, schema
 from pipeline.config import Level
+from pipeline.errors import StorageError
 from pipeline.location import digest, join
 from pipeline.manifest import Shard
 from pipeline.marker import Marker, Stored
@@ -73,7 +74,11 @@ def read_tables(output: str, marker: Marker, breaches: list[str]) -> dict[str, p
             breaches.append(f"{stored.name} is not what was committed")
         else:
             try:
-                tables[stored.name] = pq.read_table(io.BytesIO(data))
+                table = pq.read_table(io.BytesIO(data))
+                schema.check_plain(table.schema, stored.name)
+                tables[stored.name] = table
+            except StorageError as error:
+                breaches.append(str(error))
             except (pa.ArrowException, OSError) as error:
                 breaches.append(f"{stored.name} is no Parquet file: {str(error).splitlines()[0]}")
     return tables

@@ -150,3 +150,11 @@ def test_where_no_process_comes_up_it_is_the_machine_s_fault(
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(MachineError, match="manifests cannot be read on this machine"):
         next(tables(reader))
+
+
+def test_a_few_bytes_do_not_become_many_long_names(reader: ParquetReader) -> None:
+    """One name of 8 KiB, 300,000 times: each batch is small enough, and all would take hours."""
+    name = pa.DictionaryArray.from_arrays(pa.array([0] * 300_000, pa.int32()), ["x" * 8192])
+    with pytest.raises(ParquetError, match=r"^becomes more than [0-9,]+ bytes, of [0-9,]+: that"):
+        for _ in tables(reader, pa.table({"uri": name}), rows=8192):
+            pass

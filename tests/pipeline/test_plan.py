@@ -340,6 +340,20 @@ def test_inputs_with_other_columns_than_before_are_refused(
     assert len(generations(output)) == 1
 
 
+def test_links_that_were_followed_once_are_followed_from_then_on(tmp_path: Path) -> None:
+    folder, elsewhere, output = tmp_path / "in", tmp_path / "elsewhere", str(tmp_path / "out")
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "link").symlink_to(elsewhere)
+    for name, follow_links in (("a", True), ("b", False)):
+        (elsewhere / f"{name}.jpg").write_bytes(b"x")
+        config = InputConfig(inputs=(str(folder),), follow_links=follow_links)
+        report, generation = plan(config, output, generations(output))
+        assert (report.new, report.skipped.links) == (1, 0)
+        assert generation is not None
+        assert generation.follow_links
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
     [

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import PatchflowError, UsageError
+from pipeline.errors import PatchflowError, StorageError, UsageError
 from pipeline.known import PlanReport
 from pipeline.location import digest
-from pipeline.manifest import Generation, generations
+from pipeline.manifest import Generation, generations, read_shard, shards_of
 from pipeline.marker import Marker, Stored
 from pipeline.status import status
 from pipeline.verify import verify
@@ -273,6 +273,30 @@ def forge_part(output: str, generation: Generation, table: pa.Table) -> None:
     (Path(output) / generation.parts[0]).unlink()
     place = Path(output) / "_patchflow/manifest/g000000.json"
     place.write_bytes(replace(generation, parts=(name,)).to_json())
+
+
+def typed(table: pa.Table) -> pa.Table:
+    """A table with a column whose type has a class of its own for its values, deep within."""
+    values = pa.array([bytes(16)] * table.num_rows, pa.uuid())
+    return table.append_column("x", pa.StructArray.from_arrays([values], ["y"]))
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "errors"])
+def test_types_that_name_a_class_are_found(healthy: str, kind: str) -> None:
+    rewrite(healthy, typed, kind)
+    breaches = verify(healthy).breaches
+    assert (
+        f"{kind}/{FIRST}.parquet is damaged: a column is 'struct<y: extension<arrow.uuid>>'"
+        in (breaches[0])
+    )
+
+
+def test_a_manifest_with_such_types_is_not_read(healthy: str) -> None:
+    (generation,) = generations(healthy)
+    part = Path(healthy) / generation.parts[0]
+    pq.write_table(typed(pq.read_table(io.BytesIO(part.read_bytes()))), part)
+    with pytest.raises(StorageError, match="is damaged: a column is"):
+        read_shard(healthy, next(shards_of(generation, without=set())))
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"{}"])
