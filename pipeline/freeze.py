@@ -104,11 +104,7 @@ def _groups(rows: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[str
 
 def _values(rows: pa.Table, name: str) -> list[object]:
     try:
-<<<<<<< HEAD
         return list(rows[name].to_pylist())
-=======
-        values: list[object] = rows[name].to_pylist()
->>>>>>> r1
     except (ValueError, OverflowError):
         # A time of no calendar, or in a zone that nobody knows.
         kind = shown(str(rows.schema.field(name).type))[1:-1]
