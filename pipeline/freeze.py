@@ -111,7 +111,6 @@ def _values(rows: pa.Table, name: str) -> list[object]:
         raise UsageError(
             f"--partition-by {name}: a value of that column, {kind}, has no name; make it a string"
         ) from None
-    return values
 
 
 def _checksum(path: Path) -> str:
