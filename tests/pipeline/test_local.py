@@ -561,3 +561,18 @@ def test_a_file_that_is_replaced_while_it_is_opened_leads_nowhere_else(
         path.unlink()
         with open_file(f"/proc/self/fd/{held.fileno()}", reach) as file:
             assert file.read() == b"x"
+
+
+def test_a_path_that_is_swapped_once_it_was_read_is_no_failure(
+    store: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, is_mount = tmp_path / "x", os.path.ismount
+    path.write_bytes(b"x")
+
+    def swapped(folder: str | Path) -> bool:
+        if str(folder) == str(path):
+            raise FileNotFoundError(folder)  # As between two looks at a link.
+        return is_mount(folder)
+
+    monkeypatch.setattr(os.path, "ismount", swapped)
+    assert store.fetch(str(path)).data == b"x"
