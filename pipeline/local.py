@@ -116,7 +116,7 @@ class LocalStorage:
         """
         path = Path(real_path(local_path(uri)))
         for mount in tuple(self._read):
-            if path.is_relative_to(mount) and not os.path.ismount(mount):
+            if path.is_relative_to(mount) and not _is_mount(mount):
                 raise StorageError(
                     f"{mount} is no longer mounted; mount it and run the same command again"
                 )
@@ -210,7 +210,14 @@ def _listed(folder: str, links: Links | None = None) -> Iterator[ObjectInfo]:
 
 def _mount(uri: str) -> str:
     path = Path(real_path(local_path(uri)))
-    return str(next(folder for folder in (path, *path.parents) if os.path.ismount(folder)))
+    return str(next(folder for folder in (path, *path.parents) if _is_mount(folder)))
+
+
+def _is_mount(folder: str | Path) -> bool:
+    try:
+        return os.path.ismount(folder)
+    except OSError:
+        return False  # It was replaced under our eyes, which nobody does to a mount.
 
 
 def _is_readable(uri: str) -> bool:

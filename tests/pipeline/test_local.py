@@ -19,6 +19,7 @@ import pytest
 from pipeline.errors import ItemError, StorageError
 from pipeline.local import LocalStorage
 from pipeline.location import canonical
+from pipeline.open_file import open_file
 from pipeline.reach import Reach
 
 Files = Callable[[Path], dict[str, bytes]]
@@ -546,3 +547,32 @@ def test_a_path_that_is_swapped_all_the_time_never_leads_out(
         swapper.join()
     assert seen["ours"] and seen["access_denied"]
     assert set(seen) <= {"ours", "access_denied", "not_found", "version_changed"}
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.jpg (deleted)"])
+def test_a_file_that_is_replaced_while_it_is_opened_leads_nowhere_else(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"x")
+    reach = Reach(roots=(str(path),))
+    open_file(str(path), reach).close()
+    with path.open("rb") as held:
+        path.unlink()
+        with open_file(f"/proc/self/fd/{held.fileno()}", reach) as file:
+            assert file.read() == b"x"
+
+
+def test_a_path_that_is_swapped_once_it_was_read_is_no_failure(
+    store: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, is_mount = tmp_path / "x", os.path.ismount
+    path.write_bytes(b"x")
+
+    def swapped(folder: str | Path) -> bool:
+        if str(folder) == str(path):
+            raise FileNotFoundError(folder)  # As between two looks at a link.
+        return is_mount(folder)
+
+    monkeypatch.setattr(os.path, "ismount", swapped)
+    assert store.fetch(str(path)).data == b"x"
