@@ -40,6 +40,7 @@ FREE = {
     "decode_timeout_s": 12.5,
     "decoder_memory_bytes": 10**9,
     "shards": "0:1",
+    "insecure_ray": True,
     "verbose": True,
 }
 
@@ -77,8 +78,8 @@ def test_a_default_that_is_given_is_the_default(name: str, begun: EmbedConfig) -
 
 
 def test_every_field_is_one_or_the_other() -> None:
-    others = {"inputs", "output", "shard_rows", "partition_by", "limit", "device"}
-    assert set(EmbedConfig.__dataclass_fields__) == {*SEMANTIC, *FREE, *others}
+    others = {"inputs", "root", "follow_links", "output", "shard_rows", "partition_by", "limit"}
+    assert set(EmbedConfig.__dataclass_fields__) == {*SEMANTIC, *FREE, *others, "device"}
 
 
 def test_several_fields_are_all_named(begun: EmbedConfig) -> None:

@@ -208,7 +208,7 @@ def test_a_driver_that_is_killed_leaves_no_decoder_process_behind(
     for number in range(8):
         (tmp_path / f"{number}.mp4").symlink_to(real_clip("bigbuckbunny.mp4"))
     output = output_at(tmp_path / "output")
-    command = commands.job("embed", tmp_path, "--output", output.folder)
+    command = commands.job("embed", tmp_path, "--output", output.folder, "--follow-links")
     command.wait_until("a clip is being decoded", lambda: decoding(command))
     decoders = {process.pid for process in command.family() if DECODER in title_of(process)}
     command.process.kill()
