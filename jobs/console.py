@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import signal
 import sys
 import traceback
@@ -22,6 +23,8 @@ from pipeline.states import States
 Config = TypeVar("Config")
 
 INTERRUPTED = 1
+# What tyro says of a number that may be left out, and is none.
+_NO_NUMBER = re.compile(r"no type matching \{None\}\|(\w+) could be instantiated from \[(.*)\]")
 
 
 def run(
@@ -74,7 +77,7 @@ def _first_words(box: str) -> str:
         if not text.strip("─") or text.startswith(("Got errors", "Argument helptext")):
             break
         words.append(" ".join(text.split()))
-    return " ".join(words).rstrip(".:")
+    return _NO_NUMBER.sub(r"\2 is no \1", " ".join(words).rstrip(".:"))
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:

@@ -76,7 +76,9 @@ class InputConfig:
     def __post_init__(self) -> None:
         check_positive(self, "shard_rows", "limit")
         if self.shard_rows is not None and self.shard_rows > MOST_SHARD_ROWS:
-            raise UsageError(f"--shard-rows must be at most {MOST_SHARD_ROWS}: {self.shard_rows}")
+            raise UsageError(
+                f"--shard-rows must be at most {MOST_SHARD_ROWS}, got {self.shard_rows}"
+            )
         check_text("an INPUT", *self.inputs)
         check_text("--root", *self.root)
         check_text("--partition-by", *self.partition_by)

@@ -58,10 +58,15 @@ def manifest_rows(location: str, reach: Reach, reader: ParquetReader) -> Iterato
 
 
 def _stat(location: str) -> ObjectInfo:
-    found = storage_for(location).stat(location)
-    if found is None:
-        raise FileNotFoundError(location)
-    return found
+    storage = storage_for(location)
+    found = storage.stat(location)
+    if found is not None:
+        return found
+    if next(storage.list(location), None) is not None:
+        raise UsageError(
+            f"{location} is a folder; name the manifests in it as '{location}/*.parquet'"
+        )
+    raise FileNotFoundError(location)
 
 
 def _check_unchanged(before: ObjectInfo, location: str) -> None:

@@ -41,4 +41,4 @@ class Limits:
             check_positive(self, name)
             most, value = MOST_SECONDS if name.endswith("_s") else MOST_LIMIT, getattr(self, name)
             if value > most:
-                raise UsageError(f"{flag(name)} must be at most {most:.0f}: {value}")
+                raise UsageError(f"{flag(name)} must be at most {most:.0f}, got {value}")

@@ -14,7 +14,7 @@ from pipeline.errors import UsageError, shown
 DIGEST_BYTES = 16
 _BUCKET = re.compile(r"s3://[A-Za-z0-9._-]{1,255}(/|$)")
 # Some are known without their slashes: nobody calls a file so by accident.
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://|(data|file|ftp|gs|https?|s3):", re.IGNORECASE)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31})://|(data|file|ftp|gs|https?|s3):", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 

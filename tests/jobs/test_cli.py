@@ -92,6 +92,7 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., None]:
         (["{tmp}/none"], ["'{tmp}/none' does not exist"]),
         (["{tmp}/none/*.jpg"], ["'{tmp}/none/*.jpg' does not exist"]),
         (["{tmp}/none.parquet"], ["'{tmp}/none.parquet' does not exist"]),
+        (["{tmp}/dir.parquet"], ["dir.parquet is a folder", "'{tmp}/dir.parquet/*.parquet'"]),
         (["{tmp}/photos", "{tmp}/none"], ["'{tmp}/none' does not exist"]),
         (["{tmp}/empty"], ["no images or videos in {tmp}/empty", "nothing at all"]),
         (["{tmp}/texts"], ["no images or videos in {tmp}/texts", "2 files of other kinds"]),
@@ -124,6 +125,8 @@ def test_an_input_that_cannot_be_is_wrong_use(
     (tmp_path / "texts" / "a.txt").write_text("text")
     (tmp_path / "texts" / "deep" / "b.md").write_text("text")
     (tmp_path / "text.parquet").write_text("text")
+    (tmp_path / "dir.parquet").mkdir()
+    (tmp_path / "dir.parquet" / "part-0.parquet").write_text("text")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "photos").symlink_to(photos)
     filled = [text.format(tmp=tmp_path) for text in inputs]
@@ -136,8 +139,9 @@ def test_an_input_that_cannot_be_is_wrong_use(
     [
         (["--shard-rows", "0"], ["--shard-rows", "0"]),
         (["--shard-rows", "-5"], ["--shard-rows", "-5"]),
-        (["--shard-rows", "many"], ["--shard-rows", "many"]),
-        (["--shard-rows", "1.5"], ["--shard-rows", "1.5"]),
+        (["--shard-rows", "many"], ["parsing --shard-rows: 'many' is no INT; see"]),
+        (["--shard-rows", "1.5"], ["parsing --shard-rows: '1.5' is no INT; see"]),
+        (["--max-duration-s", "4h"], ["parsing --max-duration-s: '4h' is no FLOAT; see"]),
         (["--limit", "0"], ["--limit", "0"]),
         (["--limit", "-1"], ["--limit", "-1"]),
         (["--token-budget", "0"], ["--token-budget", "0"]),
