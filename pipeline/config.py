@@ -61,7 +61,8 @@ class InputConfig:
     inputs: Positional[tuple[str, ...]] = ()
     """Folders, globs, s3:// prefixes, or Parquet manifests with a `uri` column."""
     root: UseAppendAction[tuple[str, ...]] = ()
-    """Where a manifest's items may lie, beside its own folder; may be given several times."""
+    """Where a manifest's items may lie, beside its own folder: a folder, s3:// prefix or file; may
+    be given several times."""
     follow_links: bool = False
     """Follow symbolic links out of the inputs' folders; once items are planned so, in all runs on
     the output."""
@@ -125,8 +126,8 @@ class RunConfig(OutputConfig):
     token_budget: Count = None
     """Merged patches a forward pass; 16384 on CUDA, 1024 on a CPU where not given."""
     max_file_bytes: Count = None
-    """Larger files become `too_large` without being read. Where not given, it is as the output was
-    begun with, and 1 GiB at first."""
+    """Larger files become `too_large` without being read. Given, it holds for this run; where not,
+    it is as the output was begun with, and 1 GiB at first."""
     max_source_pixels: Count = None
     """Images, and clips with frames, of more pixels become `too_large` without being decoded;
     likewise, 200,000,000 at first."""
