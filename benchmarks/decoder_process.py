@@ -20,7 +20,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,13 +170,17 @@ def describe(case: dict[str, Any]) -> str:
             f"  {way:16} {speed['median']:8.1f} photos/s ({speed['least']:.1f}-{speed['most']:.1f})"
             f"  {1e3 * cpu['median']:8.2f} ms CPU a photo"
         )
-    for name in ("throughput_ratio", "cpu_ratio"):
+    return "\n".join([*lines, *ratio_lines(case, "throughput_ratio", "cpu_ratio")])
+
+
+def ratio_lines(case: dict[str, Any], *names: str) -> Iterator[str]:
+    """A case's ratios as lines to read."""
+    for name in names:
         ratio = case[name]
-        lines.append(
+        yield (
             f"  {name.replace('_', ' '):16} {ratio['median']:8.3f} "
             f"({ratio['least']:.3f}-{ratio['most']:.3f})"
         )
-    return "\n".join(lines)
 
 
 def machine() -> dict[str, Any]:

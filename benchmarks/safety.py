@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.decoder_process import machine, read_photos, spread
+from benchmarks.decoder_process import machine, ratio_lines, read_photos, spread
 from jobs.demo import clips
 from pipeline import build
 from pipeline.config import EmbedConfig
@@ -151,13 +151,7 @@ def describe(case: dict[str, Any]) -> str:
             f"  {way:16} {wall['median']:7.1f} s ({wall['least']:.1f}-{wall['most']:.1f})"
             f"  {steady['median']:8.1f} items/s ({steady['least']:.1f}-{steady['most']:.1f})"
         )
-    for name in ("wall_ratio", "steady_ratio"):
-        ratio = case[name]
-        lines.append(
-            f"  {name.replace('_', ' '):16} {ratio['median']:7.3f} "
-            f"({ratio['least']:.3f}-{ratio['most']:.3f})"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *ratio_lines(case, "wall_ratio", "steady_ratio")])
 
 
 if __name__ == "__main__":

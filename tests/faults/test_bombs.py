@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from pipeline.limits import Limits
 from processors import DecodeError, MediaOptions, VideoSampling
 from processors.media import MediaKind
 from processors.sandbox import Decoder, DecoderLimits
+from tests.faults.peaks import watched
 from tests.support.bombs import Bombs
 
 LIMITS = Limits()
@@ -56,35 +55,6 @@ def decoder_of(
         yield made
 
 
-@contextmanager
-def peaks(watched: Decoder) -> Iterator[list[int]]:
-    """The most memory of any of its processes, in bytes, as last seen."""
-    seen = [0]
-    is_over = threading.Event()
-
-    def look() -> None:
-        while not is_over.wait(0.01):
-            child = watched._supervisor.child
-            if child is not None:
-                seen.append(peak_bytes(child.pid))
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        is_over.set()
-        watcher.join()
-
-
-def peak_bytes(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0  # It ended, and another one began.
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-
-
 def frames(decoder: Decoder, data: bytes) -> list[np.ndarray]:
     with decoder.submit(data) as decoding:
         return [frame.copy() for frame in decoding.frames()]
@@ -93,7 +63,7 @@ def frames(decoder: Decoder, data: bytes) -> list[np.ndarray]:
 def attack(decoder: Decoder, data: bytes, good: bytes, expected: np.ndarray) -> End:
     """Hands a file to a fresh process, with a good one behind it."""
     decoder.submit(good).close()  # What is not waited for costs its process.
-    with peaks(decoder) as seen:
+    with watched() as seen:
         began = time.monotonic()
         hostile = decoder.submit(data)
         after = decoder.submit(good)

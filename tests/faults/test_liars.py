@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from pipeline.limits import Limits
@@ -18,8 +13,8 @@ from processors import DecodeError
 from processors.media import MediaInfo, MediaOptions
 from processors.sampling import VideoSampling
 from processors.sandbox import Decoder, DecoderLimits
+from tests.faults.peaks import watched
 from tests.support.clips import PATTERN, X264, ClipMaker
-from tests.support.commands import title_of
 from tests.support.isobmff import Liars
 
 MIB = 2**20
@@ -94,35 +89,6 @@ def ended(decoder: Decoder, data: bytes) -> End:
             code = error.code
         seconds = time.monotonic() - began
     return End(code, seconds, max(peaks))
-
-
-@contextmanager
-def watched() -> Iterator[list[int]]:
-    """The most memory that decoder processes had at a time, what they share included, in bytes."""
-    peaks, stop = [0], threading.Event()
-
-    def watch() -> None:
-        is_last = False
-        while not is_last:
-            is_last = stop.wait(0.05)
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error, OSError):
-                    if "processors.sandbox" in title_of(process):
-                        peaks.append(_peak_of(process.pid))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _peak_of(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    # There is none of a process that has just ended.
-    return next((1024 * int(at.split()[1]) for at in status.splitlines() if "VmHWM" in at), 0)
 
 
 def ends_of(liars: Liars, good: GoodClip) -> dict[str, End]:
