@@ -15,26 +15,24 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import skimage
 import torch
 from PIL import Image
 
+from benchmarks import report
+from benchmarks.report import ratio_lines, spread
 from processors import GlmgaImageProcessor, decode_image
 from processors.sandbox import Decoder
 
-RESULTS = Path(__file__).parent / "results" / "decoder_process.json"
 PHOTOS = (
     "astronaut.png",
     "chelsea.png",
@@ -69,7 +67,6 @@ def main() -> None:
             print(describe(cases[-1]))
     megapixels = [decode_image(data).pixels.size / 3e6 for data in photos]
     results = {
-        "machine": machine(),
         "photos": {
             "source": str(arguments.folder or "scikit-image"),
             "number": len(photos),
@@ -79,7 +76,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "cases": cases,
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    report.write("decoder_process", results)
 
 
 def read_photos(folder: Path | None, number: int) -> list[bytes]:
@@ -154,13 +151,6 @@ def cpu_seconds(pid: int) -> float:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, least and most, to four digits."""
-    found = list(values)
-    of = {"median": statistics.median(found), "least": min(found), "most": max(found)}
-    return {name: float(f"{value:.4g}") for name, value in of.items()}
-
-
 def describe(case: dict[str, Any]) -> str:
     """A case as lines to read."""
     lines = [f"{case['size']}, {case['cores']} core(s)"]
@@ -171,32 +161,6 @@ def describe(case: dict[str, Any]) -> str:
             f"  {1e3 * cpu['median']:8.2f} ms CPU a photo"
         )
     return "\n".join([*lines, *ratio_lines(case, "throughput_ratio", "cpu_ratio")])
-
-
-def ratio_lines(case: dict[str, Any], *names: str) -> Iterator[str]:
-    """A case's ratios as lines to read."""
-    for name in names:
-        ratio = case[name]
-        yield (
-            f"  {name.replace('_', ' '):16} {ratio['median']:8.3f} "
-            f"({ratio['least']:.3f}-{ratio['most']:.3f})"
-        )
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers hold for."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "kernel": platform.release(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pillow": PIL.__version__,
-    }
 
 
 if __name__ == "__main__":

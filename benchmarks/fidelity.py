@@ -17,16 +17,14 @@ writes it to benchmarks/results/fidelity.json:
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from benchmarks.decoder_process import machine
+from benchmarks import report
 from encoder import PRESETS, Glm4vVisionConfig, Glm4vVisionModel, load_encoder
 from tests.parity.pictures import KINDS, PHOTOS, cut_picture
 from tests.parity.reference import (
@@ -39,7 +37,6 @@ from tests.parity.reference import (
 )
 from tests.support.towers import cast_model, random_model
 
-RESULTS = Path(__file__).parent / "results" / "fidelity.json"
 GROUPS = {
     "photo": PHOTOS,
     "flat": ("flat", "black"),
@@ -72,9 +69,12 @@ def main() -> None:
     for name, case in measure_all(full=arguments.full):
         cases.append({"tower": name} | case)
         print(describe(cases[-1]), flush=True)
-    versions = {"transformers": transformers.__version__}
-    results = {"machine": machine() | versions, "max_pixels": MAX_PIXELS, "cases": cases}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    results = {
+        "transformers": transformers.__version__,
+        "max_pixels": MAX_PIXELS,
+        "cases": cases,
+    }
+    report.write("fidelity", results)
 
 
 def measure_all(*, full: bool) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -25,7 +25,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.decoder_process import machine, ratio_lines, read_photos, spread
+from benchmarks import report
+from benchmarks.decoder_process import read_photos
+from benchmarks.report import ratio_lines, spread
 from jobs.demo import clips
 from pipeline import build
 from pipeline.config import EmbedConfig
@@ -33,7 +35,6 @@ from pipeline.embed import embed
 from pipeline.preprocess import Preprocess
 from processors import Media, MediaInfo, MediaOptions, open_media
 
-RESULTS = Path(__file__).parent / "results" / "safety.json"
 WAYS = ("in the actor", "decoder process")
 OPTIONS = {"max_pixels": 50_176, "video_max_pixels": 16 * 50_176}
 
@@ -100,8 +101,8 @@ def main() -> None:
             case = measure(Path(folder), files, arguments.rounds)
         cases.append({"media": name, "items": len(files)} | case)
         print(describe(cases[-1]), flush=True)
-    results = {"machine": machine(), "rounds": arguments.rounds, "options": OPTIONS, "cases": cases}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    results = {"rounds": arguments.rounds, "options": OPTIONS, "cases": cases}
+    report.write("safety", results)
 
 
 def run_once(way: str, inputs: str, output: str) -> None:
