@@ -108,6 +108,7 @@ def _configure() -> None:
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = None  # A call's output is one block, replayed or not.
     context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # Its thread in every call tells nobody anything.
     context.raise_original_map_exception = True
 
 
@@ -133,7 +134,7 @@ def _source(
         num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=1),
     )
-    return _without_cpus(nested.repartition(target_num_rows_per_block=1))
+    return _as_one_task(nested.repartition(target_num_rows_per_block=1))
 
 
 def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
@@ -146,15 +147,16 @@ def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
     )
 
 
-def _without_cpus(repartitioned: ray.data.Dataset) -> ray.data.Dataset:
-    """Lets the tasks of a repartition run on machines whose CPUs are all in actors' hands.
+def _as_one_task(repartitioned: ray.data.Dataset) -> ray.data.Dataset:
+    """Lets the engine cut blocks in the very task that makes them, one at a time, with no CPU.
 
-    Every short task of this pipeline claims no CPU: beside a pool that has them all, the engine
-    would keep one that does waiting for ever. `Dataset.repartition` takes no resources, though
-    its operator does.
+    It does so where both claim the same; `Dataset.repartition` takes no claims, though its operator
+    does. Every short task of this pipeline claims no CPU: beside a pool that has them all, the
+    engine would keep one that does waiting for ever.
     """
     operator: Any = repartitioned._logical_plan.dag
     operator.ray_remote_args["num_cpus"] = 0
+    operator.compute.size = 1
     return repartitioned
 
 

@@ -11,8 +11,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
 from pipeline.strangers import refuse_open_cluster
 
+# What drivers of GPUs put there: NVIDIA's, that of Windows' subsystem, AMD's.
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # Pages of the object store count as memory of every process that has touched them.
 _OBJECT_STORE_BYTES = 512 * 2**20
 # What an actor holds itself; one that preprocesses also answers for its decoder process.
@@ -96,14 +100,16 @@ def ray_running(*, verbose: bool, insecure: bool = False) -> Iterator[None]:
     if not in_cluster():
         _prepare_local()
     import ray  # noqa: PLC0415 (reads its environment when imported)
-    import ray.data  # noqa: PLC0415
 
-    if not verbose:
-        for name in ("ray", "ray.data"):  # Importing them has set their levels.
-            logging.getLogger(name).setLevel(logging.CRITICAL)
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        _init(verbose=verbose)
+        with ThreadPoolExecutor(1) as beside:  # Ray's start is waiting for its processes.
+            importing = beside.submit(import_module, "ray.data")
+            _init(verbose=verbose)
+            importing.result()
+        if not verbose:
+            for name in ("ray", "ray.data"):  # Importing them has set their levels.
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in our place.
         if in_cluster():
             head: str = ray.get_runtime_context().gcs_address
@@ -139,11 +145,15 @@ def _init(*, verbose: bool) -> None:
     level = logging.INFO if verbose else logging.CRITICAL
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     if not in_cluster():
+        _start_little(log_monitor=verbose)
         options |= {
             "address": "local",
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
+            # A worker that waits a second for its next task would be ended, and another started:
+            # a second of a core, again and again.
+            "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000},
         }
     try:
         # Ray has its workers import from the working directory first: it shall be ours, not one of
@@ -156,6 +166,21 @@ def _init(*, verbose: bool) -> None:
             f"joining RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if in_cluster() else "starting Ray"
         )
         raise ClusterError(f"{where} failed: {reason}") from error
+
+
+def _start_little(*, log_monitor: bool) -> None:
+    """Keeps Ray from starting what a cluster of one machine, without a dashboard, has no use for.
+
+    It has no options for that. Its API server, autoscaler and agents' modules (those of
+    `ray[default]`) are three of the four seconds that it takes to start, and one of two to end.
+    """
+    import ray._private.node  # noqa: PLC0415
+    import ray._private.utils  # noqa: PLC0415
+
+    useless = ["start_api_server", "start_monitor", *([] if log_monitor else ["start_log_monitor"])]
+    for name in useless:
+        setattr(ray._private.node.Node, name, _say_nothing)
+    ray._private.utils.get_dashboard_dependency_error = lambda: "there is no dashboard"
 
 
 def _say_nothing(*args: Any, **options: Any) -> None:
@@ -179,6 +204,8 @@ def choose_device(device: Device) -> ComputeDevice:
 def _gpus() -> float:
     if in_cluster():
         return _resources().get("GPU", 0.0)
+    if not any(Path(driver).exists() for driver in _GPU_DRIVERS):
+        return 0.0  # Importing torch to be told so would take a second.
     import torch  # noqa: PLC0415
 
     return float(torch.cuda.device_count())

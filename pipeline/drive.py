@@ -37,6 +37,14 @@ from pipeline.summary import Summary
 _TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 1024, "cuda": 16384}
 
 
+class _Notes(ProgressCounter, Attempts):
+    """All that is kept beside the driver, in one actor: each is a process, a second to start."""
+
+    def __init__(self, window: int) -> None:
+        ProgressCounter.__init__(self, window)
+        Attempts.__init__(self)
+
+
 def drive(
     config: EmbedConfig,
     what: Identity,
@@ -82,7 +90,7 @@ def _pass(
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)
     window = build.window(rows_a_block, frozen.shard_rows, workers)
-    counter = _beside_the_driver(ProgressCounter, window)
+    counter = _beside_the_driver(_Notes, window)
     budget = config.token_budget or _TOKEN_BUDGETS[what.device]
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
@@ -97,7 +105,7 @@ def _pass(
         commit=_commit_config(config, what, shards, frozen, summary.run),
         workers=workers,
         progress=counter,
-        attempts=_beside_the_driver(Attempts),
+        attempts=counter,
     )
     with brake, _told_in_a_line(), line, closing(found):
         for marker in found:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from encoder import Glm4vVisionConfig
 from pipeline.config import Animated, EmbedConfig
 from pipeline.errors import UsageError
 from pipeline.processor_files import Brought
 from processors import ImageOptions, VideoFamily, VideoOptions, VideoSampling
+from processors.options import FAMILY_VIDEO_OPTIONS
 from processors.sandbox import MAX_FRAMES
-
-if TYPE_CHECKING:
-    from processors.video import VideoProcessor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +28,7 @@ class ProcessorOptions:
     @property
     def sampling(self) -> VideoSampling:
         """Which frames of a clip count."""
-        return self.video_processor().sampling
-
-    def video_processor(self) -> VideoProcessor:
-        """The family's own, with these options."""
-        return _video_processor(self.family, vars(self.videos))
+        return self.videos.sampling(self.family)
 
     @property
     def most_still_pixels(self) -> int:
@@ -104,24 +98,24 @@ def processor_options(
 def _video_options(
     config: EmbedConfig, family: VideoFamily, brought: dict[str, Any], shape: Glm4vVisionConfig
 ) -> VideoOptions:
-    own = _video_processor(family, {}).options
+    own = FAMILY_VIDEO_OPTIONS[family]
     try:
-        processor = _video_processor(
-            family,
+        options = own.updated(
             _kept(brought, ("patch_expand_factor", "fps", "max_frames", "max_duration"))
             | _kept(vars(config), ("fps", "max_frames"))
             | _clip_budget(config, brought, own)
-            | _sizes(shape),
+            | _sizes(shape)
         )
+        sampling = options.sampling(family)
     except ValueError as error:
         raise UsageError(f"clips are sampled as by {family}: {error}") from error
-    most = processor.sampling.most_frames
+    most = sampling.most_frames
     if most > MAX_FRAMES:
         raise UsageError(
             f"up to {most} frames of a clip are asked for, {MAX_FRAMES} are the most; "
             "lower --max-frames or --fps"
         )
-    return _settled(processor)
+    return _settled(options, sampling)
 
 
 def recorded_options(semantics: Mapping[str, Any], shape: Glm4vVisionConfig) -> ProcessorOptions:
@@ -148,12 +142,6 @@ def recorded_options(semantics: Mapping[str, Any], shape: Glm4vVisionConfig) -> 
     )
 
 
-def _video_processor(family: VideoFamily, options: Mapping[str, Any]) -> VideoProcessor:
-    from processors.factories import VIDEO_CLASSES  # noqa: PLC0415 (it takes torch's two seconds)
-
-    return VIDEO_CLASSES[family](**options)
-
-
 def _most_pixels(options: ImageOptions, frames: int) -> int:
     """The most `frames * height * width` that resizing to the budgets gives."""
     # A strip at the limit of 200 to 1 keeps one merge block's height, whatever the budget.
@@ -172,14 +160,13 @@ def _sizes(shape: Glm4vVisionConfig) -> dict[str, Any]:
     }
 
 
-def _settled(processor: VideoProcessor) -> VideoOptions:
-    """Its options, with the family's rates where none was given: one is as good as the other.
+def _settled(options: VideoOptions, sampling: VideoSampling) -> VideoOptions:
+    """The options, with the family's rates where none was given: one is as good as the other.
 
     So are 2 and 2.0, of which JSON makes two fingerprints.
     """
-    sampling = processor.sampling
     return replace(
-        processor.options,
+        options,
         fps=None if sampling.fps is None else float(sampling.fps),
         max_frames=sampling.max_frames,
         max_duration=None if sampling.max_duration is None else float(sampling.max_duration),

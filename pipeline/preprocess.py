@@ -113,11 +113,12 @@ class Preprocess:
         import torch  # noqa: PLC0415 (only the actor pays its two seconds)
 
         from processors import GlmgaImageProcessor  # noqa: PLC0415
+        from processors.factories import VIDEO_CLASSES  # noqa: PLC0415
 
         torch.set_num_threads(1)
         self._config = config
         self._images = GlmgaImageProcessor(**vars(config.options.images))
-        self._videos = config.options.video_processor()
+        self._videos = VIDEO_CLASSES[config.options.family](**vars(config.options.videos))
         self._decoder: Decoder | None = None
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
         self._decoding = threading.Lock()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, cast
 
 from PIL import Image
 
+from processors.sampling import VideoFamily, VideoSampling
+
 if TYPE_CHECKING:
     import torch
 
@@ -210,6 +212,20 @@ class VideoOptions(ImageOptions):
         super().__post_init__()
         _check_switches(self, _VIDEO_SWITCHES)
 
+    def sampling(self, family: VideoFamily) -> VideoSampling:
+        """Which frames are chosen of a clip, by the rule of ``family``.
+
+        Raises:
+            ValueError: On what ``VideoSampling`` refuses.
+        """
+        return VideoSampling(
+            family=family,
+            fps=self.fps,
+            max_frames=self.max_frames,
+            max_duration=self.max_duration,
+            temporal_patch_size=self.temporal_patch_size,
+        )
+
 
 def _check_switches(options: ImageOptions, names: Iterable[str]) -> None:
     for name in names:
@@ -256,3 +272,11 @@ def _parse_per_channel(name: str, value: Any) -> tuple[float, float, float]:
 def _check_choice(name: str, value: object, choices: str) -> None:
     if value is not None and value not in choices.split(", "):
         raise ValueError(f"{name} must be one of {choices}, or None; got {value!r}")
+
+
+FAMILY_VIDEO_OPTIONS: Final[dict[VideoFamily, VideoOptions]] = {
+    "glmga": VideoOptions(),
+    "glm46v": VideoOptions(max_pixels=28 * 28 * 2 * 30000),
+    "glm4v": VideoOptions(max_pixels=28 * 28 * 2 * 30000),
+}
+"""What a family's video class has where nothing is given."""

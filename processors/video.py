@@ -17,7 +17,7 @@ from processors.features import VideoFeatures, normalise, parse_device
 from processors.frame_patcher import FramePatcher, clip_grid
 from processors.inputs import flatten_videos, to_rgb, warn_of_range
 from processors.metadata import VideoMetadata
-from processors.options import TensorKind, VideoOptions
+from processors.options import FAMILY_VIDEO_OPTIONS, TensorKind, VideoOptions
 from processors.pretrained import (
     build,
     find_processor,
@@ -37,10 +37,9 @@ class VideoProcessor:
     """All but the family's rule and defaults."""
 
     _family: ClassVar[VideoFamily]
-    _defaults: ClassVar[VideoOptions]
 
     def __init__(self, **options: Any) -> None:
-        self.options = self._checked(self._defaults.updated(options))
+        self.options = self._checked(FAMILY_VIDEO_OPTIONS[self._family].updated(options))
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> Self:
@@ -117,7 +116,7 @@ class VideoProcessor:
     @property
     def sampling(self) -> VideoSampling:
         """Which frames are chosen, for whoever decodes a clip."""
-        return self._sampling(self.options)
+        return self.options.sampling(self._family)
 
     def sample_frames(
         self,
@@ -141,7 +140,7 @@ class VideoProcessor:
         """
         asked = overrides if self._family == "glm46v" else overrides | {"fps": fps}
         options = self._checked(self.options.updated(asked))
-        return self._sampling(options).indices(VideoMetadata.parse(metadata))
+        return options.sampling(self._family).indices(VideoMetadata.parse(metadata))
 
     def get_num_of_video_patches(
         self,
@@ -208,17 +207,8 @@ class VideoProcessor:
         """Refuses what this class cannot do."""
         require_torch_resample(options.resample, otherwise="clips have no other class")
         parse_device(options.device)
-        self._sampling(options)
+        options.sampling(self._family)
         return options
-
-    def _sampling(self, options: VideoOptions) -> VideoSampling:
-        return VideoSampling(
-            family=self._family,
-            fps=options.fps,
-            max_frames=options.max_frames,
-            max_duration=options.max_duration,
-            temporal_patch_size=options.temporal_patch_size,
-        )
 
     def _sample(
         self, clip: Sequence[object], metadata: VideoMetadata | None, options: VideoOptions
@@ -236,7 +226,7 @@ class VideoProcessor:
                 f"video_metadata has total_num_frames={metadata.total_num_frames!r}, "
                 f"but the clip has {len(clip)} frames"
             )
-        indices = tuple(self._sampling(options).indices(metadata).tolist())
+        indices = tuple(options.sampling(self._family).indices(metadata).tolist())
         return [clip[index] for index in indices], replace(metadata, frames_indices=indices)
 
 
@@ -253,7 +243,6 @@ class GlmgaVideoProcessor(VideoProcessor):
     """
 
     _family = "glmga"
-    _defaults = VideoOptions()
 
 
 class Glm46VVideoProcessor(VideoProcessor):
@@ -264,7 +253,6 @@ class Glm46VVideoProcessor(VideoProcessor):
     """
 
     _family = "glm46v"
-    _defaults = VideoOptions(max_pixels=28 * 28 * 2 * 30000)
 
 
 class Glm4vVideoProcessor(VideoProcessor):
@@ -275,7 +263,6 @@ class Glm4vVideoProcessor(VideoProcessor):
     """
 
     _family = "glm4v"
-    _defaults = VideoOptions(max_pixels=28 * 28 * 2 * 30000)
 
 
 def _cut(
