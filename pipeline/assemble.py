@@ -17,18 +17,14 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
 
-from pipeline import schema
-from pipeline.commit import CommitConfig, commit_shard
+from pipeline.commit import CommitConfig, commit_blocks
 from pipeline.errors import InternalError, LostError
 
-# Commits that run at once.
-_COMMITS = 4
-# They wait for storage, not for a CPU, and outlive their machines.
+# Commits wait for storage, not for a CPU, and outlive their machines.
 _OPTIONS: dict[str, Any] = {
     "num_cpus": 0,
     "max_retries": -1,
@@ -40,7 +36,7 @@ _Event = Callable[[], bytes | None]
 
 
 def committed(
-    encoded: ray.data.Dataset, config: CommitConfig, progress: ActorHandle[Any]
+    encoded: ray.data.Dataset, config: CommitConfig, progress: ActorHandle[Any], *, at_once: int
 ) -> Iterator[bytes]:
     """Runs the stream to its end and commits its shards, each as soon as it is whole.
 
@@ -48,6 +44,7 @@ def committed(
         encoded: Blocks of `schema.encoded` rows, each of one shard.
         config: Where to, and how many rows each shard has.
         progress: The `ProgressCounter` that is told by `tell_shard`.
+        at_once: The most commits that run at once.
 
     Yields:
         A committed shard's marker as JSON, whoever decided it.
@@ -59,7 +56,7 @@ def committed(
     """
     # Waits for the first block. `iter_internal_ref_bundles` gives nothing to stop the engine by.
     bundles, _, executor = encoded._execute_to_iterator()
-    assembly = _Assembly(config, progress)
+    assembly = _Assembly(config, progress, at_once)
     threading.Thread(target=assembly.read, args=(bundles,), name="blocks", daemon=True).start()
     try:
         yield from assembly.markers()
@@ -72,7 +69,8 @@ def committed(
 class _Assembly:
     """Which blocks of which shard are there, and which commits are under way."""
 
-    def __init__(self, config: CommitConfig, progress: ActorHandle[Any]) -> None:
+    def __init__(self, config: CommitConfig, progress: ActorHandle[Any], at_once: int) -> None:
+        self._at_once = at_once
         self._rows_of = config.rows
         self._config = ray.put(config)
         self._commit: Any = ray.remote(**_OPTIONS)(commit_blocks)
@@ -138,7 +136,7 @@ class _Assembly:
             self._commit_next()
 
     def _commit_next(self) -> None:
-        while self._whole and len(self._commits) < _COMMITS:
+        while self._whole and len(self._commits) < self._at_once:
             ref = self._commit.remote(self._config, *self._blocks.pop(self._whole.popleft()))
             self._commits.add(ref)
             self._after(ref, partial(self._committed, ref))
@@ -151,9 +149,3 @@ class _Assembly:
         except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError) as error:
             # Whoever made a block is gone, too.
             raise LostError("what was embedded went with a machine") from error
-
-
-def commit_blocks(config: CommitConfig, *blocks: pa.Table) -> bytes:
-    """Commits a shard, of which these are all the blocks; its marker as JSON."""
-    in_order = sorted(blocks, key=lambda block: block[schema.PLACE.name][0].as_py())
-    return commit_shard(pa.concat_tables(in_order), config)

@@ -98,7 +98,7 @@ def run(
         memory=workers.encode_bytes,
     )
     # Many blocks in, one marker a shard out.
-    for json in committed(vectors, commit, progress):
+    for json in committed(vectors, commit, progress, at_once=workers.commits):
         marker = Marker.from_json(json)
         progress.commit.remote(marker.shard)
         yield marker

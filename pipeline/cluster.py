@@ -26,6 +26,7 @@ from pipeline.strangers import refuse_open_cluster
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # Pages of the object store count as memory of every process that has touched them.
 _OBJECT_STORE_BYTES = 512 * 2**20
+_MOST_COMMITS = 16
 # What an actor holds itself; one that preprocesses also answers for its decoder process.
 _PREPROCESS_BYTES = 2**30
 _ENCODE_BYTES = 2**30
@@ -51,6 +52,11 @@ class Workers:
         """CPUs and GPUs that all actors claim together: less where machines were lost."""
         cpus = self.preprocess * self.preprocess_cpus + self.encode * self.encode_cpus
         return cpus + self.encode * self.encode_gpus
+
+    @property
+    def commits(self) -> int:
+        """Commits that run at once: each is in a process that takes a second of a core to start."""
+        return min(_MOST_COMMITS, 2 * self.encode)
 
     def __str__(self) -> str:
         kind = "GPU" if self.encode_gpus else "CPU"
@@ -180,7 +186,7 @@ def _start_little(*, log_monitor: bool) -> None:
     useless = ["start_api_server", "start_monitor", *([] if log_monitor else ["start_log_monitor"])]
     for name in useless:
         setattr(ray._private.node.Node, name, _say_nothing)
-    ray._private.utils.get_dashboard_dependency_error = lambda: "there is no dashboard"
+    ray._private.utils.get_dashboard_dependency_error = ImportError
 
 
 def _say_nothing(*args: Any, **options: Any) -> None:

@@ -12,7 +12,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import build, layout, schema
-from pipeline.attempts import Attempts
 from pipeline.brake import Brake, ErrorRate, Machines
 from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
@@ -28,21 +27,14 @@ from pipeline.errors import (
 from pipeline.identity import Identity, fingerprint
 from pipeline.location import join
 from pipeline.manifest import Generation, Shard, committed, reach_of
+from pipeline.notes import Notes
 from pipeline.preprocess import PreprocessConfig
-from pipeline.progress import Counts, ProgressCounter, ProgressLine
+from pipeline.progress import Counts, ProgressLine
 from pipeline.status import markers
 from pipeline.storage import storage_for
 from pipeline.summary import Summary
 
 _TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 1024, "cuda": 16384}
-
-
-class _Notes(ProgressCounter, Attempts):
-    """All that is kept beside the driver, in one actor: each is a process, a second to start."""
-
-    def __init__(self, window: int) -> None:
-        ProgressCounter.__init__(self, window)
-        Attempts.__init__(self)
 
 
 def drive(
@@ -90,13 +82,13 @@ def _pass(
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)
     window = build.window(rows_a_block, frozen.shard_rows, workers)
-    counter = _beside_the_driver(_Notes, window)
+    notes = _beside_the_driver(Notes, window)
     budget = config.token_budget or _TOKEN_BUDGETS[what.device]
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )
     brake = Brake(rate.watch, Machines(config, what.device, workers).watch)
-    line = ProgressLine(counter, items, workers=str(workers), watch=brake.watch)
+    line = ProgressLine(notes, items, workers=str(workers), watch=brake.watch)
     found = build.run(
         shards,
         rows_a_block=rows_a_block,
@@ -104,8 +96,8 @@ def _pass(
         encode=EncodeConfig.of(config, what, budget),
         commit=_commit_config(config, what, shards, frozen, summary.run),
         workers=workers,
-        progress=counter,
-        attempts=counter,
+        progress=notes,
+        attempts=notes,
     )
     with brake, _told_in_a_line(), line, closing(found):
         for marker in found:

@@ -110,17 +110,19 @@ class Preprocess:
     """
 
     def __init__(self, config: PreprocessConfig) -> None:
+        self._config = config
+        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
+        # Beside the imports. What it raises, the first call tells: Ray leaves the calls of an actor
+        # that raises here waiting for ever, if it is not the actor's first process (Ray 2.60).
+        self._starting = self._fetchers.submit(self._start_decoder)
         import torch  # noqa: PLC0415 (only the actor pays its two seconds)
 
         from processors import GlmgaImageProcessor  # noqa: PLC0415
         from processors.factories import VIDEO_CLASSES  # noqa: PLC0415
 
         torch.set_num_threads(1)
-        self._config = config
         self._images = GlmgaImageProcessor(**vars(config.options.images))
         self._videos = VIDEO_CLASSES[config.options.family](**vars(config.options.videos))
-        self._decoder: Decoder | None = None
-        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
         self._decoding = threading.Lock()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -144,8 +146,8 @@ class Preprocess:
 
     def close(self) -> None:
         """Ends the decoder process and the threads that fetch, as the end of this process does."""
-        if self._decoder is not None:
-            self._decoder.close()
+        if self._starting.exception() is None:
+            self._starting.result().close()
         self._fetchers.shutdown()
 
     def _items(self, fetched: Iterable[tuple[str | None, _File]]) -> Iterator[_Item]:
@@ -173,11 +175,12 @@ class Preprocess:
             item.error = error
             return item, None
         item.version, item.content_hash = found.version, digest(found.data)
-        if self._decoder is None:
-            # Not in `__init__`: Ray leaves the calls of an actor that raises there waiting for
-            # ever, if it is not the actor's first process (Ray 2.60).
-            self._decoder = self._start_decoder()
-        return item, self._decoder.submit(found.data)
+        return item, self._started().submit(found.data)
+
+    def _started(self) -> Decoder:
+        if self._starting.done() and self._starting.exception() is not None:
+            self._starting = self._fetchers.submit(self._start_decoder)
+        return self._starting.result()
 
     def _start_decoder(self) -> Decoder:
         limits = self._config.limits

@@ -82,7 +82,7 @@ def run(path: Path) -> dict[str, Any]:
     shards = []
     error = None
     try:
-        for marker in committed(stream, config, progress):
+        for marker in committed(stream, config, progress, at_once=2):
             shards.append(Marker.from_json(marker).shard)
     except Exception as raised:
         error = [kind.__name__ for kind in type(raised).__mro__]

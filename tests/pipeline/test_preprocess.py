@@ -295,7 +295,7 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
             return Fetched(data=data, version="1")
 
     stage = Preprocess(preprocess_config(OPTIONS, max_file_bytes=2**25))
-    decoder = stage._start_decoder()
+    decoder = stage._started()
     submit = decoder.submit
 
     def decode(data: bytes) -> Decoding:
@@ -305,7 +305,6 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
 
     monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Remembering())
     monkeypatch.setattr(decoder, "submit", decode)
-    monkeypatch.setattr(stage, "_decoder", decoder)
     # 30 MiB each by their manifest: two are within the bound, three are not.
     rows = manifest_rows([f"/{n}.png" for n in range(40)], size_bytes=[30 * 2**20] * 40)
     with closing(stage):
