@@ -21,6 +21,7 @@ from encoder.attention import Segments, attend
 from encoder.config import Glm4vVisionConfig
 from encoder.describe import describe
 from encoder.grids import read_grids
+from encoder.linear import Linear, linear
 from encoder.patch_embed import PatchEmbed
 from encoder.positions import PositionTables, interpolate_positions, rotate
 
@@ -66,9 +67,9 @@ class GatedMLP(nn.Module):
         self, dim: int, inner_dim: int, *, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
-        self.up_proj = nn.Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
-        self.down_proj = nn.Linear(inner_dim, dim, bias=False, device=device, dtype=dtype)
+        self.gate_proj = Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
+        self.up_proj = Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
+        self.down_proj = Linear(inner_dim, dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., dim] to [..., dim]."""
@@ -84,8 +85,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.qkv = nn.Linear(dim, 3 * dim, config.attention_bias, device=device, dtype=dtype)
-        self.proj = nn.Linear(dim, dim, bias=False, device=device, dtype=dtype)
+        self.qkv = Linear(dim, 3 * dim, config.attention_bias, device=device, dtype=dtype)
+        self.proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
         self._heads = (3, config.num_heads, config.head_dim)
 
     def forward(
@@ -129,7 +130,7 @@ class Merger(GatedMLP):
     ) -> None:
         dim = config.out_hidden_size
         super().__init__(dim, config.intermediate_size, device=device, dtype=dtype)
-        self.proj = nn.Linear(dim, dim, bias=False, device=device, dtype=dtype)
+        self.proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
         self.post_projection_norm = nn.LayerNorm(dim, device=device, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -278,4 +279,4 @@ class Glm4vVisionModel(nn.Module):
         x_TP = x_ND.view(-1, block, x_ND.shape[1]).transpose(1, 2).flatten(1)
         if len(x_TP) < _FEWEST_ROWS:
             x_TP = F.pad(x_TP, (0, 0, 0, _FEWEST_ROWS - len(x_TP)))
-        return F.linear(x_TP, self.downsample.weight.flatten(1), self.downsample.bias)
+        return linear(x_TP, self.downsample.weight.flatten(1), self.downsample.bias)

@@ -8,11 +8,11 @@ Shape suffixes:
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from encoder.config import Glm4vVisionConfig
 from encoder.describe import describe
+from encoder.linear import linear
 
 # What transformers' processors of the family normalise with: pixel = (level / 255 - mean) / std.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -65,7 +65,7 @@ class PatchEmbed(nn.Module):
             # `float()` made a copy. Channel by channel, so that no constant is sent to a GPU.
             for channel, centre in enumerate(_CENTRES):
                 pixels_NP.chunk(self._in_channels, dim=1)[channel].sub_(centre)
-        return F.linear(pixels_NP, weight_DCTXY.flatten(1).float(), bias_D.float())
+        return linear(pixels_NP, weight_DCTXY.flatten(1).float(), bias_D.float())
 
     def read(self, pixel_values: object) -> list[torch.Tensor]:
         """Returns a pack's tensors, each of one kind of patches, checked.
