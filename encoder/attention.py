@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from encoder.packing import cu_seqlens
+from encoder.transfer import send
 
 # On a GPU, segments of so many patches go through SDPA, and there through cuDNN: the faster
 # kernel, that wants a plan for every new shape, which others have measured at 40 to 70 ms. What
@@ -53,7 +54,7 @@ class Segments:
     def of(cls, lengths: list[int], device: torch.device) -> "Segments":
         """Builds the lengths' device copy."""
         offsets = torch.tensor(cu_seqlens(lengths), dtype=torch.int32)
-        return cls(lengths=tuple(lengths), offsets=offsets.to(device, non_blocking=True))
+        return cls(lengths=tuple(lengths), offsets=send(offsets, device))
 
     def part(self, first: int, count: int) -> "Segments":
         """Some neighbours, as a pack of their own."""

@@ -21,8 +21,9 @@ from encoder.attention import Segments, attend
 from encoder.config import Glm4vVisionConfig
 from encoder.describe import describe
 from encoder.grids import read_grids
+from encoder.linear import Linear, linear
 from encoder.patch_embed import PatchEmbed
-from encoder.positions import PositionTables, interpolate_positions, rotate
+from encoder.positions import GridTables, PositionTables, interpolate_positions, rotate
 
 # Products of fewer rows take another kernel of BLAS, whose rounding alone sets a token apart from
 # itself in a larger pack by 1.5e-6. Blocks have a row a patch: four, where 2 x 2 make a token.
@@ -54,9 +55,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Normalises the last dimension."""
-        x32_ND = x_ND.float()
-        scale_N1 = torch.rsqrt(x32_ND.square().mean(dim=-1, keepdim=True) + self._eps)
-        return (x32_ND * scale_N1 * self.weight).to(x_ND.dtype)
+        weight_D = self.weight.float()
+        return F.rms_norm(x_ND.float(), weight_D.shape, weight_D, self._eps).to(x_ND.dtype)
 
 
 class GatedMLP(nn.Module):
@@ -66,9 +66,9 @@ class GatedMLP(nn.Module):
         self, dim: int, inner_dim: int, *, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
-        self.up_proj = nn.Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
-        self.down_proj = nn.Linear(inner_dim, dim, bias=False, device=device, dtype=dtype)
+        self.gate_proj = Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
+        self.up_proj = Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
+        self.down_proj = Linear(inner_dim, dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., dim] to [..., dim]."""
@@ -84,8 +84,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.qkv = nn.Linear(dim, 3 * dim, config.attention_bias, device=device, dtype=dtype)
-        self.proj = nn.Linear(dim, dim, bias=False, device=device, dtype=dtype)
+        self.qkv = Linear(dim, 3 * dim, config.attention_bias, device=device, dtype=dtype)
+        self.proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
         self._heads = (3, config.num_heads, config.head_dim)
 
     def forward(
@@ -129,7 +129,7 @@ class Merger(GatedMLP):
     ) -> None:
         dim = config.out_hidden_size
         super().__init__(dim, config.intermediate_size, device=device, dtype=dtype)
-        self.proj = nn.Linear(dim, dim, bias=False, device=device, dtype=dtype)
+        self.proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
         self.post_projection_norm = nn.LayerNorm(dim, device=device, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -253,18 +253,14 @@ class Glm4vVisionModel(nn.Module):
         self, grids: list[tuple[int, int, int]], device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Segments]:
         """Returns position embedding [N, D], rotary tables [N, R] twice, and the segments."""
-        side, merge = self.config.position_grid_size, self.config.spatial_merge_size
-        weight_GGD = self.embeddings.position_embedding.weight.float().view(side, side, -1)
         shapes = [(height, width) for t, height, width in grids for _ in range(t)]
-        tables = {shape: self._tables.get(*shape, device) for shape in dict.fromkeys(shapes)}
-        positions = {
-            shape: interpolate_positions(weight_GGD, table, merge)
-            for shape, table in tables.items()
-        }
+        found = {shape: self._tables.get(*shape, device) for shape in dict.fromkeys(shapes)}
+        columns = zip(*(found[shape] for shape in shapes), strict=True)
+        tables = GridTables(*(torch.cat(column) for column in columns))
         return (
-            torch.cat([positions[shape] for shape in shapes]),
-            torch.cat([tables[shape].cos_SR for shape in shapes]),
-            torch.cat([tables[shape].sin_SR for shape in shapes]),
+            interpolate_positions(self.embeddings.position_embedding.weight.float(), tables),
+            tables.cos_SR,
+            tables.sin_SR,
             Segments.of([height * width for height, width in shapes], device),
         )
 
@@ -278,4 +274,4 @@ class Glm4vVisionModel(nn.Module):
         x_TP = x_ND.view(-1, block, x_ND.shape[1]).transpose(1, 2).flatten(1)
         if len(x_TP) < _FEWEST_ROWS:
             x_TP = F.pad(x_TP, (0, 0, 0, _FEWEST_ROWS - len(x_TP)))
-        return F.linear(x_TP, self.downsample.weight.flatten(1), self.downsample.bias)
+        return linear(x_TP, self.downsample.weight.flatten(1), self.downsample.bias)

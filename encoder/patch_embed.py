@@ -8,11 +8,11 @@ Shape suffixes:
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from encoder.config import Glm4vVisionConfig
 from encoder.describe import describe
+from encoder.linear import linear
 
 # What transformers' processors of the family normalise with: pixel = (level / 255 - mean) / std.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -56,16 +56,17 @@ class PatchEmbed(nn.Module):
             Float32 [N, D].
         """
         assert self.proj.bias is not None
-        weight_DCTXY, bias_D = self.proj.weight.double(), self.proj.bias.double()
+        weight_DCTXY = self.proj.weight.to(torch.float64, copy=True)
+        bias_D = self.proj.bias.to(torch.float64, copy=True)
         if pixel_values_NP.shape[1] == self._still_dim:
             weight_DCTXY = weight_DCTXY.sum(dim=2, keepdim=True)
         pixels_NP = pixel_values_NP.float()
         if pixel_values_NP.dtype == torch.uint8:
-            weight_DCTXY, bias_D = _fold_normalization(weight_DCTXY, bias_D)
+            _fold_normalization(weight_DCTXY, bias_D)
             # `float()` made a copy. Channel by channel, so that no constant is sent to a GPU.
             for channel, centre in enumerate(_CENTRES):
                 pixels_NP.chunk(self._in_channels, dim=1)[channel].sub_(centre)
-        return F.linear(pixels_NP, weight_DCTXY.flatten(1).float(), bias_D.float())
+        return linear(pixels_NP, weight_DCTXY.flatten(1).float(), bias_D.float())
 
     def read(self, pixel_values: object) -> list[torch.Tensor]:
         """Returns a pack's tensors, each of one kind of patches, checked.
@@ -103,10 +104,8 @@ class PatchEmbed(nn.Module):
             raise ValueError(f"pixel_values is {dtype}; expected uint8 levels or normalised floats")
 
 
-def _fold_normalization(
-    weight_DCTXY: torch.Tensor, bias_D: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns weight and bias that take `level - centre` instead of normalised pixels.
+def _fold_normalization(weight_DCTXY: torch.Tensor, bias_D: torch.Tensor) -> None:
+    """Makes weight and bias, in place, take `level - centre` instead of normalised pixels.
 
         (level / 255 - mean) / std = (level - centre) / (255 std) + (centre / 255 - mean) / std
 
@@ -114,10 +113,8 @@ def _fold_normalization(
         weight_DCTXY: Float64.
         bias_D: Float64.
     """
-    channels = []
-    for weight_DTXY, centre, mean, std in zip(
-        weight_DCTXY.unbind(1), _CENTRES, _CLIP_MEAN, _CLIP_STD, strict=True
-    ):
-        channels.append(weight_DTXY / (_LEVELS * std))
-        bias_D = bias_D + weight_DTXY.sum(dim=(1, 2, 3)) * ((centre / _LEVELS - mean) / std)
-    return torch.stack(channels, dim=1), bias_D
+    channels = zip(_CENTRES, _CLIP_MEAN, _CLIP_STD, strict=True)
+    for channel, (centre, mean, std) in enumerate(channels):
+        weight_DTXY = weight_DCTXY[:, channel]
+        bias_D.add_(weight_DTXY.sum(dim=(1, 2, 3)), alpha=(centre / _LEVELS - mean) / std)
+        weight_DTXY.div_(_LEVELS * std)

@@ -55,9 +55,7 @@ def test_the_count_is_torchs_own(
     # torch counts products, which its fused attention on a CPU hides.
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
         model(patches, grids)
-    side, dim = config.position_grid_size, config.hidden_size
-    positions = sum(2 * side * dim * h * (side + w) for h, w in {(h, w) for _, h, w in grids})
-    assert counted.get_total_flops() == forward_flop(config, grids) + positions
+    assert counted.get_total_flops() == forward_flop(config, grids)
 
 
 def test_grids_that_cannot_merge_are_refused(small_config: Glm4vVisionConfig) -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 import encoder.positions
 from encoder.positions import (
     PositionTables,
-    bicubic_matrix,
+    cubic_taps,
     interpolate_positions,
     patch_coordinates,
     rotate,
@@ -41,7 +41,7 @@ def test_interpolation_equals_grid_sample(height: int, width: int) -> None:
     grid_size, dim = 24, 3
     weight = torch.randn(grid_size, grid_size, dim)
     tables = make_tables(grid_size).get(height, width, torch.device("cpu"))
-    ours = interpolate_positions(weight, tables, merge_size=2)
+    ours = interpolate_positions(weight.flatten(0, 1), tables)
 
     row, column = patch_coordinates(height, width, merge_size=2)
     x, y = (column + 0.5) / width * 2 - 1, (row + 0.5) / height * 2 - 1
@@ -56,7 +56,17 @@ def test_interpolation_equals_grid_sample(height: int, width: int) -> None:
 
 
 def test_the_learned_size_is_left_as_it_is() -> None:
-    torch.testing.assert_close(bicubic_matrix(24, 24), torch.eye(24))
+    taps, weights = cubic_taps(24, 24)
+    assert taps[:, 1].tolist() == list(range(24))
+    assert torch.equal(weights, torch.tensor([0.0, 1.0, 0.0, 0.0]).double().expand(24, 4))
+
+
+def test_halfway_between_two_points_four_make_one_and_the_edge_stands_for_what_is_beyond() -> None:
+    taps, weights = cubic_taps(4, 2)
+    assert taps.tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]]
+    # Keys' kernel at 1.25, 0.25, 0.75 and 1.75.
+    quarter = [-0.10546875, 0.87890625, 0.26171875, -0.03515625]
+    assert weights.tolist() == [quarter[::-1], quarter, quarter[::-1], quarter]
 
 
 def test_tables_are_made_once_a_grid() -> None:
