@@ -33,16 +33,16 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Returns:
         [..., out_features].
     """
-    if _takes_onednn(x, weight, bias):
+    if takes_onednn(x, weight, *([] if bias is None else [bias])):
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return F.linear(x, weight, bias)
 
 
-def _takes_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    given = [x, weight] if bias is None else [x, weight, bias]
+def takes_onednn(*given: torch.Tensor) -> bool:
+    """Whether products of these go through oneDNN."""
     return (
         _HAS_ONEDNN
-        and all(part.device.type == "cpu" and part.dtype == torch.float32 for part in given)
-        and not (torch.is_grad_enabled() and any(part.requires_grad for part in given))
+        and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in given)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
     )

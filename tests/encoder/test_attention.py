@@ -10,7 +10,9 @@ from torch.nn.attention import sdpa_kernel
 
 from encoder import attention
 from encoder.attention import Segments, attend, varlen_limit
+from encoder.linear import takes_onednn
 from encoder.reference import attention as plain_attention
+from tests.support.operations import Operations
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Of one result, relative to its segment's largest: how each dtype rounds, a few times over.
@@ -82,6 +84,23 @@ def test_any_lengths_in_any_order(lengths: list[int], head_dim: int, dtype: torc
     assert_attends(make_qkv(lengths, 2, head_dim, dtype), lengths)
 
 
+@pytest.mark.skipif(not takes_onednn(torch.zeros(1)), reason="this build of torch has no oneDNN")
+def test_long_segments_on_a_cpu_go_through_onednn_where_no_gradients_are_kept() -> None:
+    lengths = [513, 512, 512, 511]
+    qkv = make_qkv(lengths, 2, 16, torch.float32)
+    segments = Segments.of(lengths, qkv[0].device)
+    with Operations() as operations:
+        found = attend(*qkv, segments)
+    # Two products for 256 queries, the 513th alone, of each head.
+    assert operations.names.count("mkldnn._linear_pointwise.default") == 2 * 2 * (3 + 2 + 2)
+    for x in qkv:
+        x.requires_grad_()
+    with Operations() as operations:
+        kept = attend(*qkv, segments)
+    assert "mkldnn._linear_pointwise.default" not in operations.names
+    torch.testing.assert_close(found, kept.detach(), rtol=0, atol=1e-5)
+
+
 def test_a_single_patch_returns_its_value() -> None:
     q, k, v = torch.randn(3, 1, 2, 8).unbind(0)
     torch.testing.assert_close(attend(q, k, v, Segments.of([1], q.device)), v)
@@ -97,9 +116,9 @@ def test_a_segments_bits_do_not_depend_on_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("place", [0, 1, 2, 3])
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 4])
 def test_what_is_not_finite_stays_in_its_segment(place: int, value: float) -> None:
-    lengths = [16, 16, 9, 9]
+    lengths = [600, 600, 16, 16, 9]
     qkv = make_qkv(lengths, 2, 16, torch.float32)
     segments = Segments.of(lengths, qkv[0].device)
     clean = attend(*qkv, segments).split(lengths)

@@ -1,32 +1,18 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import encoder.linear
 from encoder.linear import Linear, linear
+from tests.support.operations import Operations
 
 needs_onednn = pytest.mark.skipif(
     not encoder.linear._HAS_ONEDNN, reason="this build of torch has no oneDNN"
 )
-
-
-class Operations(TorchDispatchMode):
-    """The names of all operations within it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def factors(rows: int, columns: int, width: int) -> list[torch.Tensor]:
