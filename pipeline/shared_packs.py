@@ -1,6 +1,6 @@
 """One queue of segments for all calls under way: packs do not end with a call.
 
-The calls' own threads do all the work, each whatever is due, whoever's it is:
+The calls' own threads see to all of it, each to whatever is due, whoever's it is:
 
 - A pack is started as soon as the device has room, if it is full, or if nothing more can come, or
   if the device has nothing else to do. It takes the oldest call's segments first, so that no call
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -95,6 +96,8 @@ class SharedPacks:
 
     def __init__(self, runner: PackRunner, *, budget: int, calls: int) -> None:
         self._runner = runner
+        # Every thread that has ever worked on a GPU keeps handles and workspaces of its own there.
+        self._starter = ThreadPoolExecutor(1, "packs")
         self._budget = budget
         self._most_calls = calls
         # Held whenever anything below is looked at or changed; each change is told.
@@ -180,7 +183,7 @@ class SharedPacks:
         self._starting = True
         self._on_device += 1
         pack = _Pack(places=places)
-        error = self._unlocked(lambda: pack.start(self._runner))
+        error = self._unlocked(self._starter.submit(pack.start, self._runner).result)
         self._starting = False
         if error is None:
             self._started.append(pack)
@@ -216,7 +219,7 @@ class SharedPacks:
         last = self._most_calls == 1 and not first.waiting
         first.block.counts.capacity += tokens if last else max(tokens, self._budget)
 
-    def _unlocked(self, work: Callable[[], None]) -> BaseException | None:
+    def _unlocked(self, work: Callable[[], object]) -> BaseException | None:
         """Does what takes long while others go on; returns what it raised, which is its calls'."""
         self._changed.release()
         try:

@@ -317,6 +317,12 @@ def test_the_oldest_call_goes_first_and_younger_ones_fill_up() -> None:
     ]
 
 
+def test_the_packs_of_one_call_are_filled_longest_first() -> None:
+    device, block = Device(), block_of(0, [(1, 2, 4), (1, 4, 6), (1, 4, 4), (1, 4, 8)])
+    together(lambda: SharedPacks(device, budget=10, calls=1)(block, range(4)))  # type: ignore[arg-type]
+    assert [sorted(lengths) for lengths in device.lengths] == [[2, 8], [4, 6]]
+
+
 def test_a_busy_device_waits_for_a_full_pack_while_more_may_come() -> None:
     line = Line(budget=10, calls=4)
     line.come([(1, 4, 4)])  # Nothing else to do.
@@ -363,6 +369,22 @@ def test_a_call_that_is_alone_has_the_device_to_itself(
     together(*[lambda call=call: work(call) for call in range(len(calls))])
     for call, (block, items) in enumerate(zip(blocks, calls, strict=True)):
         assert_right(block, call, items)
+
+
+def test_whoever_wants_to_be_alone_waits_for_what_is_under_way() -> None:
+    line, alone = Line(budget=4, calls=1), threading.Event()
+    line.come([(1, 4, 4)])
+
+    def be_alone() -> None:
+        with line.packs.alone():
+            assert line.device.under_way == 0
+            alone.set()
+
+    thread = threading.Thread(target=be_alone, daemon=True)
+    thread.start()
+    assert not alone.wait(0.05)
+    line.go()
+    assert alone.wait(30)
 
 
 def test_whoever_is_alone_gives_the_device_back_when_it_fails() -> None:
