@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.support.plans",
     "tests.support.encoding",
     "tests.support.processes",
+    "tests.support.pack_device",
     "tests.support.s3_here",
     "tests.support.hub",
 ]
