@@ -19,8 +19,16 @@ if TYPE_CHECKING:
     from encoder.hub import pin_location
     from encoder.load import load_encoder
     from encoder.model import EncoderOutput, Glm4vVisionModel
-    from encoder.packing import Segment, capacity, fill_ratio, plan_packs, segments_of
+    from encoder.packing import (
+        Segment,
+        capacity,
+        fill_ratio,
+        next_pack,
+        plan_packs,
+        segments_of,
+    )
     from encoder.presets import preset_digest, random_tensors
+    from encoder.runner import PackResults, PackRunner, is_out_of_memory
     from encoder.safetensors_file import CheckpointError
     from encoder.self_check import SelfCheckError, check_encoder
     from encoder.weights import (
@@ -38,6 +46,8 @@ __all__ = [
     "Glm4vVisionConfig",
     "Glm4vVisionModel",
     "GlmgaConfig",
+    "PackResults",
+    "PackRunner",
     "Segment",
     "SelfCheckError",
     "VisionTensors",
@@ -47,7 +57,9 @@ __all__ = [
     "create_glm4v_vision_encoder",
     "fill_ratio",
     "forward_flop",
+    "is_out_of_memory",
     "load_encoder",
+    "next_pack",
     "pin_location",
     "plan_packs",
     "preset_digest",
@@ -65,6 +77,8 @@ _HOME = {
     "EncoderOutput": "model",
     "Glm4vVisionModel": "model",
     "GlmgaConfig": "whole_config",
+    "PackResults": "runner",
+    "PackRunner": "runner",
     "Segment": "packing",
     "SelfCheckError": "self_check",
     "VisionTensors": "weights",
@@ -74,7 +88,9 @@ _HOME = {
     "create_glm4v_vision_encoder": "factories",
     "fill_ratio": "packing",
     "forward_flop": "costs",
+    "is_out_of_memory": "runner",
     "load_encoder": "load",
+    "next_pack": "packing",
     "pin_location": "hub",
     "plan_packs": "packing",
     "preset_digest": "presets",

@@ -100,6 +100,32 @@ def plan_packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return packs
 
 
+def next_pack(lengths: Sequence[int], budget: int) -> list[int]:
+    """Takes the first segment, and of the others, in their order, each that still fits.
+
+    For a queue that others add to: whatever stands first is in the next pack. Taken until nothing
+    is left of segments that run from long to short, packs are first-fit decreasing, within the
+    same bound as `plan_packs`.
+
+    >>> next_pack([5, 4, 3, 2], budget=8)
+    [0, 2]
+
+    Args:
+        lengths: Length of each segment that waits, in patches or tokens.
+        budget: Most that a pack may hold, in the same unit.
+
+    Returns:
+        Indices into `lengths`, ascending; only the first segment, where it is over the budget.
+    """
+    pack: list[int] = []
+    room = budget
+    for index, length in enumerate(lengths):
+        if length <= room or not pack:
+            pack.append(index)
+            room -= length
+    return pack
+
+
 def capacity(packs: Iterable[Sequence[int]], lengths: Sequence[int], budget: int) -> int:
     """Returns what the packs could hold: the budget each, an oversize pack its own size.
 

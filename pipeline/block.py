@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,10 @@ Tokens = npt.NDArray[np.float16]
 
 @dataclass
 class PackCounts:
-    """What forward passes held and could have held, in tokens."""
+    """What forward passes held and could have held, in tokens.
+
+    A pack that segments of several calls share counts for the call that its first one is of.
+    """
 
     tokens: int = 0
     capacity: int = 0
@@ -78,35 +80,31 @@ class Block:
         """Where an item's segments are among all."""
         return slice(self._firsts[item], self._firsts[item + 1])
 
-    def gather(self, pack: Sequence[int]) -> list[Levels]:
-        """Copies a pack's patches: uint8 [patches, bytes a patch], one array a run of one kind."""
-        views = map(self._patches_of, pack)
-        return [np.concatenate(list(run)) for _, run in groupby(views, lambda v: v.shape[1])]
-
-    def by_kind(self, pack: Sequence[int]) -> list[int]:
-        """A pack with the stills first: two kinds, at most, are two runs."""
-        return sorted(pack, key=lambda index: self._patches_of(index).shape[1])
+    def levels(self, index: int) -> Levels:
+        """A segment's patches, uint8 [patches, values]: a view."""
+        segment = self.segments[index]
+        slices = self.grids[segment.item][0]
+        own = self.patches[segment.item].reshape(slices, segment.num_patches, -1)
+        view: Levels = own[segment.slice]
+        return view
 
     def fill(
-        self, part: Sequence[int], vectors: Vectors, tokens: Tokens, finite: npt.NDArray[np.bool_]
+        self, index: int, vector: Vectors, tokens: Tokens, finite: npt.NDArray[np.bool_]
     ) -> None:
-        """Takes what came of some segments.
+        """Takes what came of one segment.
 
         Args:
-            part: Which ones.
-            vectors: [segments, D] of them.
-            tokens: [tokens, D] of them, one segment after the other; unused unless kept.
+            index: Which one.
+            vector: [D].
+            tokens: [tokens, D]; unused unless kept.
             finite: Whether all of a token's values are finite, [tokens].
         """
-        self.vectors[part] = vectors
+        self.vectors[index] = vector
         if not self.keeps_tokens:
             return
-        at = 0
-        for index in part:
-            start, length = self._starts[index], self.lengths[index]
-            self.tokens[start : start + length] = tokens[at : at + length]
-            self.finite[index] = finite[at : at + length].all()
-            at += length
+        start = self._starts[index]
+        self.tokens[start : start + self.lengths[index]] = tokens
+        self.finite[index] = finite.all()
 
     def pooled(self, pool: Pool) -> npt.NDArray[np.float64]:
         """The items' vectors [items, D]; an item's segments are all of one length."""
@@ -128,10 +126,3 @@ class Block:
             self.tokens[at : at + length] = self.tokens[start : start + length]
             at += length
         return kept, self.tokens[:at]
-
-    def _patches_of(self, index: int) -> Levels:
-        segment = self.segments[index]
-        slices = self.grids[segment.item][0]
-        own = self.patches[segment.item].reshape(slices, segment.num_patches, -1)
-        view: Levels = own[segment.slice]
-        return view

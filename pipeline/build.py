@@ -41,7 +41,7 @@ _BLOCK_ROWS = 64
 # How often a source task asks whether its shard may start.
 _GATE_S = 0.2
 # Actors hold at most this many blocks: the two they work on, and one queued for them, so that
-# little waits behind a long clip.
+# little waits behind a long clip. Those that work on more hold one more than that.
 _IN_FLIGHT = 3
 
 
@@ -85,14 +85,13 @@ def run(
         num_cpus=workers.preprocess_cpus,
         memory=workers.preprocess_bytes,
     )
-    # One block in, one block out; patches end here, vectors go on. A second call would overlap
-    # copies with a GPU's work; on a CPU it has nothing to overlap with, and costs memory.
+    # One block in, one block out; patches end here, vectors go on.
     vectors = patches.map_batches(
         Encode,
         fn_constructor_args=(encode, progress, attempts),
         batch_size=None,
         batch_format="pyarrow",
-        compute=_actors(workers.encode, calls=2 if workers.encode_gpus else 1),
+        compute=_actors(workers.encode, calls=encode.calls),
         num_cpus=workers.encode_cpus,
         num_gpus=workers.encode_gpus,
         memory=workers.encode_bytes,
@@ -141,7 +140,7 @@ def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
     """A pool of `size` actors, each of which takes `calls` at once."""
     return ray.data.ActorPoolStrategy(
         size=size,
-        max_tasks_in_flight_per_actor=_IN_FLIGHT,
+        max_tasks_in_flight_per_actor=max(_IN_FLIGHT, calls + 1),
         max_concurrent_calls_per_actor=calls,
         enable_true_multi_threading=True,  # Otherwise calls do not run in their tasks' threads.
     )

@@ -14,6 +14,8 @@ pytest_plugins = [
     "tests.support.crowd",
     "tests.support.plans",
     "tests.support.encoding",
+    "tests.support.processes",
+    "tests.support.pack_device",
     "tests.support.s3_here",
     "tests.support.hub",
 ]

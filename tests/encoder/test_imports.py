@@ -43,6 +43,12 @@ def test_the_encoder_stands_alone() -> None:
     assert not loaded & {"ray", "transformers", "processors", "pipeline", "jobs"}
 
 
+def test_packs_are_run_with_torch_and_numpy_alone() -> None:
+    loaded = modules_after("from encoder import Glm4vVisionModel, PackRunner, next_pack")
+    assert "torch" in loaded
+    assert not loaded & {"ray", "pyarrow", "fsspec", "safetensors", "tyro", "pipeline"}
+
+
 def test_both_rooms_are_imported_in_a_moment_and_bring_neither_torch_nor_ray_nor_pyav() -> None:
     code = (
         "import time; start = time.process_time(); import encoder, processors\n"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder import Segment, fill_ratio, plan_packs, segments_of
+from encoder import Segment, fill_ratio, next_pack, plan_packs, segments_of
 from encoder.packing import cu_seqlens
 
 
@@ -101,3 +101,25 @@ def test_a_hundred_thousand_segments_take_a_moment() -> None:
 def test_what_is_not_positive_is_refused(lengths: list[int], budget: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_packs(lengths, budget)
+
+
+def test_a_pack_from_a_queue_has_its_first_segment_and_what_still_fits() -> None:
+    assert next_pack([4, 9, 5, 2, 1], budget=10) == [0, 2, 4]
+    assert next_pack([11, 1], budget=10) == [0]
+    assert next_pack([], budget=10) == []
+
+
+@given(st.lists(st.integers(1, 120), max_size=100), st.integers(50, 100))
+def test_a_queue_is_emptied_within_the_budget_and_the_bound(
+    lengths: list[int], budget: int
+) -> None:
+    waiting, packs = sorted(lengths, reverse=True), []
+    while waiting:
+        taken = next_pack(waiting, budget)
+        packs.append([waiting[at] for at in taken])
+        waiting = [length for at, length in enumerate(waiting) if at not in taken]
+    assert sorted(length for pack in packs for length in pack) == sorted(lengths)
+    shared = [sum(pack) for pack in packs if sum(pack) <= budget]
+    assert all(len(pack) == 1 for pack in packs if sum(pack) > budget)
+    # Two packs at most half full would have been one.
+    assert len(shared) <= 2 * -(-sum(shared) // budget)

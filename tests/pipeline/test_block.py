@@ -6,7 +6,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder import plan_packs
 from pipeline.block import Block
 
 # Two by two patches a token, and three values a vector.
@@ -39,30 +38,23 @@ def block_of(items: list[tuple[int, int, int, bool]]) -> Block:
     )
 
 
-def encode(block: Block, pack: list[int]) -> None:
+def encode(block: Block) -> None:
     """Token k of a segment is its patches' byte plus k / 16, a vector its first token plus 0.5."""
-    levels = np.concatenate([kind[:, 0] for kind in block.gather(pack)]).astype(np.float32)
-    starts = np.cumsum([0, *(MERGED * block.lengths[index] for index in pack)])
-    firsts = levels[starts[:-1]]
-    tokens = [v + np.arange(block.lengths[i]) / 16 for v, i in zip(firsts, pack, strict=True)]
-    rows = np.repeat(np.concatenate(tokens)[:, None], WIDTH, axis=1).astype(np.float16)
-    vectors = np.repeat(firsts[:, None] + 0.5, WIDTH, axis=1)
-    block.fill(pack, vectors, rows, np.ones(len(rows), np.bool_))
+    for index, length in enumerate(block.lengths):
+        levels = block.levels(index)
+        assert len(levels) == MERGED * length
+        first = float(levels[0, 0])
+        tokens = np.repeat(first + np.arange(length)[:, None] / 16, WIDTH, axis=1)
+        vector = np.full(WIDTH, first + 0.5, np.float32)
+        block.fill(index, vector, tokens.astype(np.float16), np.ones(length, np.bool_))
 
 
-@given(grids, st.integers(1, 20), st.data())
-def test_every_segment_is_encoded_once_and_put_in_its_place(
-    items: list[tuple[int, int, int, bool]], budget: int, data: st.DataObject
+@given(grids, st.data())
+def test_what_comes_of_every_segment_is_put_in_its_place(
+    items: list[tuple[int, int, int, bool]], data: st.DataObject
 ) -> None:
     block = block_of(items)
-    kinds = {2: 0, 1: 0}
-    packs = plan_packs(block.lengths, budget) if block.lengths else []
-    for pack in packs:
-        ordered = block.by_kind(pack)
-        assert sorted(ordered) == sorted(pack)
-        kinds[len(block.gather(ordered))] += 1
-        encode(block, ordered)
-    assert sum(kinds.values()) == len(packs)
+    encode(block)
     failed = data.draw(st.sets(st.sampled_from(range(len(items)))) if items else st.just(set()))
     kept, tokens = block.without(failed)
     expected = [
@@ -84,8 +76,7 @@ def test_an_items_vector_is_pooled_from_all_of_its_segments(
     items: list[tuple[int, int, int, bool]],
 ) -> None:
     block = block_of(items)
-    if items:
-        encode(block, block.by_kind(range(len(block.segments))))
+    encode(block)
     means, most = (block.pooled(pool) for pool in ("mean", "max"))
     for n, (t, *_) in enumerate(items):
         assert means[n].tolist() == [16 * n + (t - 1) / 2 + 0.5] * WIDTH
@@ -94,10 +85,9 @@ def test_an_items_vector_is_pooled_from_all_of_its_segments(
 
 def test_one_token_that_is_not_finite_marks_its_segment_alone() -> None:
     block = block_of([(2, 2, 4, True), (1, 2, 2, False)])
-    tokens = np.zeros((5, WIDTH), np.float16)
-    finite = np.array([True, True, True, True, False])
-    # Segments of 2, 1 and 2 tokens: the last token is the first segment's.
-    block.fill([1, 2, 0], np.zeros((3, WIDTH), np.float32), tokens, finite)
+    for index, finite in enumerate([[True, False], [True, True], [True]]):
+        tokens = np.zeros((len(finite), WIDTH), np.float16)
+        block.fill(index, np.zeros(WIDTH, np.float32), tokens, np.array(finite))
     assert block.finite.tolist() == [False, True, True]
 
 
@@ -110,14 +100,13 @@ def test_tokens_that_nobody_wants_take_no_memory() -> None:
         merged=MERGED,
     )
     none = np.zeros((0, WIDTH), np.float16)
-    block.fill([0, 1], np.ones((2, WIDTH), np.float32), none, np.zeros(0, np.bool_))
+    block.fill(1, np.ones(WIDTH, np.float32), none, np.zeros(0, np.bool_))
+    assert block.vectors.tolist() == [[0] * WIDTH, [1] * WIDTH]
     assert block.tokens.nbytes == 0
     assert block.without(set())[0] == [0, 1]
 
 
-def test_patches_are_views_until_they_are_packed() -> None:
+def test_patches_are_views() -> None:
     block = block_of([(4, 2, 2, True)])
-    assert np.shares_memory(block._patches_of(2), block.patches[0])
-    (copied,) = block.gather([1, 2])
-    assert copied.shape == (8, 6)
-    assert not np.shares_memory(copied, block.patches[0])
+    assert np.shares_memory(block.levels(2), block.patches[0])
+    assert block.levels(2).tolist() == [[2] * 6] * 4

@@ -121,12 +121,15 @@ def test_a_block_that_is_a_slice_or_in_chunks_is_read_right(
 
 
 def test_several_calls_at_once_do_not_mix(preprocessed: Callable[..., pa.Table]) -> None:
-    encode, rows = stage(token_budget=8), preprocessed(GRIDS)
+    encode, rows = stage(token_budget=8, calls=3), preprocessed(GRIDS)
     blocks = [rows.slice(start, 2) for start in (0, 2, 4)] * 2
     with ThreadPoolExecutor(3) as callers:
         found = list(callers.map(encode, blocks))
     for block, out in zip(blocks, found, strict=True):
-        assert out.equals(encode(block))
+        own = encode(block)
+        assert out.drop_columns("embedding").equals(own.drop_columns("embedding"))
+        scale = np.abs(vectors(own)).max()
+        np.testing.assert_allclose(vectors(out), vectors(own), rtol=0, atol=1e-5 * scale)
 
 
 def test_packs_keep_the_token_budget(
@@ -244,15 +247,17 @@ class Counter:
         self.calls.append(counts)
 
 
+# A call that shares no packs could not have filled its last one.
+@pytest.mark.parametrize(("calls", "capacity"), [(1, 16 + 8 + 8 + 6), (2, 16 + 8 + 8 + 8)])
 def test_progress_hears_of_items_failures_tokens_and_capacity(
-    preprocessed: Callable[..., pa.Table],
+    preprocessed: Callable[..., pa.Table], calls: int, capacity: int
 ) -> None:
     progress: Any = Counter()
-    encode = Encode(EncodeConfig(**{**DEFAULTS, "token_budget": 8}), progress)
-    encode(preprocessed([(1, 2, 2), None, (1, 4, 8), (1, 8, 8)]))
-    # Packs of 16 (over the budget, full by itself), 8 and 1 token.
+    encode = Encode(EncodeConfig(**{**DEFAULTS, "token_budget": 8, "calls": calls}), progress)
+    encode(preprocessed([(1, 2, 2), None, (1, 4, 6), (1, 4, 6), (1, 4, 8), (1, 8, 8)]))
+    # Packs of 16 (over the budget, full by itself), 8, 6 with 1, and 6 tokens.
     errors = collections.Counter({"corrupt": 1})
-    assert progress.calls == [Counts(items=4, errors=errors, tokens=25, capacity=32)]
+    assert progress.calls == [Counts(items=6, errors=errors, tokens=37, capacity=capacity)]
 
 
 def test_a_seed_makes_the_vectors_what_they_are(preprocessed: Callable[..., pa.Table]) -> None:

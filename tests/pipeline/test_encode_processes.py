@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.attempts import Attempts
-from pipeline.encode import Encode, EncodeConfig
 from pipeline.errors import DeviceError
 from pipeline.packs import is_device_error
-from tests.support.encoding import DEFAULTS, Changed, Grid, stage
+from tests.support.encoding import Changed, Grid, stage
+from tests.support.processes import Ended, Ray, failed, kill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,65 +23,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # All of different sizes, by which they are told apart; a clip among them.
 COMPANY: list[Grid] = [(1, 4, 6), (1, 2, 2), (3, 2, 4), (1, 6, 6), (1, 8, 8), (1, 2, 20)]
 STICKY = "CUDA error: an illegal memory access was encountered\nand what to do about it"
-
-
-class Ended(BaseException):
-    """Stands for the end of a process."""
-
-
-class Ray:
-    """Stands for Ray: answers at once, starts ended processes again and repeats their calls."""
-
-    def __init__(self) -> None:
-        self.attempts = Attempts()
-        self.process: Encode | None = None
-        self.ended = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=getattr(self.attempts, name))
-
-    def embed(self, rows: pa.Table, **options: Any) -> pa.Table:
-        while True:
-            try:
-                if self.process is None:
-                    self.process = Encode(EncodeConfig(**{**DEFAULTS, **options}), None, self)
-                return self.process(rows)
-            except Ended:
-                self.process = None
-                self.ended += 1
-                assert self.ended < 100
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Ray:
-    def end(code: int) -> None:
-        raise Ended
-
-    here = SimpleNamespace(
-        get_actor_id=lambda: "actor",
-        get_node_id=lambda: "0123456789",
-        get_accelerator_ids=lambda: {"GPU": ["3"]},
-    )
-    monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(socket, "gethostname", lambda: "machine")
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
-    return Ray()
-
-
-def kill(*killers: Grid) -> Callable[[torch.Tensor, list[Grid]], torch.Tensor]:
-    """Ends the process that has any of these items in a pack."""
-
-    def change(tokens: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
-        if {(1, h, w) for _, h, w in killers} & set(grids):
-            raise Ended
-        return tokens
-
-    return change
-
-
-def failed(table: pa.Table) -> list[int]:
-    return [n for n, code in enumerate(table["error_code"].to_pylist()) if code]
 
 
 @pytest.mark.parametrize("killer", range(len(COMPANY)))
@@ -131,6 +67,48 @@ def test_no_other_item_fails_however_many_end_processes(
     except DeviceError:
         # More in a row than one device is allowed: nothing shows that it is not the device.
         assert killers >= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("rows_a_block", [1, 2])
+@pytest.mark.parametrize("killer", [0, 2, 5])
+def test_the_item_that_ends_every_process_is_found_among_blocks_that_share_packs(
+    preprocessed: Callable[..., pa.Table],
+    changed: Callable[..., Changed],
+    started: Ray,
+    killer: int,
+    rows_a_block: int,
+) -> None:
+    rows = preprocessed(COMPANY)
+    changed(change=kill(COMPANY[killer]))
+    blocks = [rows.slice(start, rows_a_block) for start in range(0, len(COMPANY), rows_a_block)]
+    out = pa.concat_tables(started.embed_together(blocks))
+    assert failed(out) == [killer]
+    assert out["item_id"].equals(rows["item_id"])
+    assert started.ended == 4
+
+
+@pytest.mark.whole
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(killers=st.sets(st.sampled_from(range(len(COMPANY)))), rows_a_block=st.integers(1, 3))
+def test_no_other_item_of_blocks_that_share_packs_fails(
+    preprocessed: Callable[..., pa.Table],
+    changed: Callable[..., Changed],
+    started: Ray,
+    killers: set[int],
+    rows_a_block: int,
+) -> None:
+    started.__init__()  # type: ignore[misc]
+    changed(change=kill(*(COMPANY[n] for n in killers)))
+    rows = preprocessed(COMPANY)
+    blocks = [rows.slice(start, rows_a_block) for start in range(0, len(COMPANY), rows_a_block)]
+    try:
+        assert failed(pa.concat_tables(started.embed_together(blocks))) == sorted(killers)
+    except DeviceError:
+        assert len(killers) > 1
 
 
 @pytest.mark.parametrize("items", range(1, len(COMPANY) + 1))

@@ -1,0 +1,236 @@
+"""One queue of segments for all calls under way: packs do not end with a call.
+
+The calls' own threads see to all of it, each to whatever is due, whoever's it is:
+
+- A pack is started as soon as the device has room, if it is full, or if nothing more can come, or
+  if the device has nothing else to do. It takes the oldest call's segments first, so that no call
+  waits behind younger ones, and whatever else fits.
+- A pack's results are waited for by one of the calls that have a segment in it.
+
+A thread sleeps only while others have all of this in hand, and each of them looks again at what
+is due once it is done; so nobody sleeps for ever.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from encoder import next_pack
+from pipeline.block import Block, Failure
+
+if TYPE_CHECKING:
+    from encoder import PackResults, PackRunner
+
+# Packs that the device works on: one that runs, and one that follows on while the host takes the
+# results of the last and lays out the next. More would only hold more memory.
+_ON_DEVICE = 2
+
+
+@dataclass(kw_only=True, eq=False)
+class _Call:
+    """One call.
+
+    Attributes:
+        waiting: Its segments that are in no pack yet, from long to short.
+        left: How many of its segments have not come to an end.
+    """
+
+    block: Block
+    waiting: list[int]
+    left: int
+    thread: int
+    error: BaseException | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class _Pack:
+    """Segments of some calls, and what comes of parts of them."""
+
+    places: list[tuple[_Call, int]]
+    parts: list[tuple[slice, PackResults | None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Stills first, so that kinds are two runs at most, and equal lengths are neighbours.
+        self.places.sort(key=lambda place: _shape(*place))
+        self.calls = {call for call, _ in self.places}
+
+    def start(self, runner: PackRunner) -> None:
+        segments = [call.block.segments[index] for call, index in self.places]
+        levels = [call.block.levels(index) for call, index in self.places]
+        self.parts = runner.start(levels, [(s.height, s.width) for s in segments])
+
+    def wait(self) -> None:
+        for _, results in self.parts:
+            if results is not None:
+                results.wait()
+
+    def keep(self) -> None:
+        """Puts the results where they belong."""
+        for part, results in self.parts:
+            if results is None:
+                for call, index in self.places[part]:
+                    failure = Failure("one segment does not fit in memory")
+                    call.block.failures[call.block.segments[index].item] = failure
+                continue
+            vectors, tokens = results.vectors.numpy(), results.tokens.numpy()
+            finite, at = results.finite.numpy(), 0
+            for (call, index), vector in zip(self.places[part], vectors, strict=True):
+                end = at + call.block.lengths[index]
+                call.block.fill(index, vector, tokens[at:end], finite[at:end])
+                at = end
+
+
+class SharedPacks:
+    """Encodes segments of blocks, in packs that calls share.
+
+    Args:
+        runner: Runs packs.
+        budget: Most tokens of a pack.
+        calls: The most calls at once: how many there are when no other can come.
+    """
+
+    def __init__(self, runner: PackRunner, *, budget: int, calls: int) -> None:
+        self._runner = runner
+        # Every thread that has ever worked on a GPU keeps handles and workspaces of its own there.
+        self._starter = ThreadPoolExecutor(1, "packs")
+        self._budget = budget
+        self._most_calls = calls
+        # Held whenever anything below is looked at or changed; each change is told.
+        self._changed = threading.Condition(threading.Lock())
+        self._calls: list[_Call] = []  # The oldest first.
+        self._started: list[_Pack] = []  # Those that no thread waits for yet, the oldest first.
+        self._on_device = 0
+        self._starting = False
+        self._owner: int | None = None
+
+    def __call__(self, block: Block, segments: Sequence[int]) -> None:
+        """Fills in what comes of some segments of a block, or why nothing does.
+
+        Raises:
+            BaseException: Whatever a pack with one of them has ended with, but for want of
+                memory. Other calls with segments in that pack raise it too.
+        """
+        call = _Call(
+            block=block,
+            waiting=sorted(segments, key=lambda index: -block.lengths[index]),
+            left=len(segments),
+            thread=threading.get_ident(),
+        )
+        block.counts.tokens += sum(block.lengths[index] for index in segments)
+        with self._changed:
+            self._calls.append(call)
+            try:
+                while not self._advance(call):
+                    pass
+            finally:
+                self._calls.remove(call)
+        if call.error is not None:
+            raise call.error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other threads' packs off the device, whose work for them is done by then."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._owner is None)
+            self._owner = threading.get_ident()
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._on_device)
+            self._runner.synchronize()  # Of a pack that failed, some of the work may go on.
+            yield
+        finally:
+            with self._changed:
+                self._owner = None
+                self._changed.notify_all()
+
+    def _advance(self, call: _Call) -> bool:
+        """Does one thing that is due, or waits for others to; returns whether `call` is done.
+
+        A call that is done still starts what is due: its return may be what the device waits for.
+        """
+        if due := self._due():
+            self._start(due)
+        elif not call.left:
+            return True
+        elif (pack := next((p for p in self._started if call in p.calls), None)) is not None:
+            self._started.remove(pack)
+            self._finish(pack)
+        else:
+            self._changed.wait()
+        return False
+
+    def _due(self) -> list[tuple[_Call, int]]:
+        """The segments of the pack that should be started now, if any."""
+        if self._starting or self._on_device == _ON_DEVICE:
+            return []
+        own = (call for call in self._calls if self._owner in (None, call.thread))
+        queue = [(call, index) for call in own for index in call.waiting]
+        lengths = [call.block.lengths[index] for call, index in queue]
+        more_may_come = len(self._calls) < self._most_calls
+        if self._on_device and more_may_come and sum(lengths) < self._budget:
+            return []
+        return [queue[at] for at in next_pack(lengths, self._budget)]
+
+    def _start(self, places: list[tuple[_Call, int]]) -> None:
+        for call, index in places:
+            call.waiting.remove(index)
+        self._count(places)
+        self._starting = True
+        self._on_device += 1
+        pack = _Pack(places=places)
+        error = self._unlocked(self._starter.submit(pack.start, self._runner).result)
+        self._starting = False
+        if error is None:
+            self._started.append(pack)
+        else:
+            self._on_device -= 1
+            self._end(pack, error)
+        self._changed.notify_all()
+
+    def _finish(self, pack: _Pack) -> None:
+        error = self._unlocked(pack.wait)
+        self._on_device -= 1
+        self._changed.notify_all()  # Another may start the next pack meanwhile.
+        if error is None:
+            error = self._unlocked(pack.keep)
+        self._end(pack, error)
+        self._changed.notify_all()
+
+    def _end(self, pack: _Pack, error: BaseException | None) -> None:
+        for call, _ in pack.places:
+            call.left -= 1
+        if error is None:
+            return
+        for call in pack.calls:
+            call.error = call.error or error
+            # Its other packs on the device come to an end too, before it does.
+            call.left -= len(call.waiting)
+            call.waiting.clear()
+
+    def _count(self, places: list[tuple[_Call, int]]) -> None:
+        first = places[0][0]
+        tokens = sum(call.block.lengths[index] for call, index in places)
+        # Where a call has no other to share a pack with, its last one could hold no more.
+        last = self._most_calls == 1 and not first.waiting
+        first.block.counts.capacity += tokens if last else max(tokens, self._budget)
+
+    def _unlocked(self, work: Callable[[], object]) -> BaseException | None:
+        """Does what takes long while others go on; returns what it raised, which is its calls'."""
+        self._changed.release()
+        try:
+            work()
+        except BaseException as error:
+            return error
+        finally:
+            self._changed.acquire()
+        return None
+
+
+def _shape(call: _Call, index: int) -> tuple[int, int]:
+    patches, values = call.block.levels(index).shape
+    return values, -patches
