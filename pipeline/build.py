@@ -50,14 +50,19 @@ def block_rows(items: int, workers: Workers) -> int:
     return max(1, min(_BLOCK_ROWS, -(-items // (4 * workers.preprocess))))
 
 
-def window(rows_a_block: int, shard_rows: int, workers: Workers) -> int:
+def window(rows_a_block: int, shard_rows: int, workers: Workers, *, calls: int) -> int:
     """Shards that may be under way: enough to fill every actor, and one to follow on.
 
     Blocks of large items have fewer than `rows_a_block`: then there are shards to spare for the
-    others to go on with, while long clips keep some open.
+    others to go on with, while long clips keep some open. Encoders take `calls` at once.
     """
-    actors = workers.preprocess + workers.encode
-    return 2 + -(-actors * _IN_FLIGHT * rows_a_block // shard_rows)
+    blocks = workers.preprocess * _IN_FLIGHT + workers.encode * _in_flight(calls)
+    return 2 + -(-blocks * rows_a_block // shard_rows)
+
+
+def _in_flight(calls: int) -> int:
+    """Blocks that an actor which takes so many calls at once holds."""
+    return max(_IN_FLIGHT, calls + 1)
 
 
 def run(
@@ -140,7 +145,7 @@ def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
     """A pool of `size` actors, each of which takes `calls` at once."""
     return ray.data.ActorPoolStrategy(
         size=size,
-        max_tasks_in_flight_per_actor=max(_IN_FLIGHT, calls + 1),
+        max_tasks_in_flight_per_actor=_in_flight(calls),
         max_concurrent_calls_per_actor=calls,
         enable_true_multi_threading=True,  # Otherwise calls do not run in their tasks' threads.
     )

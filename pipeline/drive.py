@@ -81,9 +81,10 @@ def _pass(
     preprocess = PreprocessConfig(limits=config.limits(), options=what.processors, reach=reach)
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)
-    window = build.window(rows_a_block, frozen.shard_rows, workers)
-    notes = _beside_the_driver(Notes, window)
     budget = config.token_budget or _TOKEN_BUDGETS[what.device]
+    encode = EncodeConfig.of(config, what, budget)
+    window = build.window(rows_a_block, frozen.shard_rows, workers, calls=encode.calls)
+    notes = _beside_the_driver(Notes, window)
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )
@@ -93,7 +94,7 @@ def _pass(
         shards,
         rows_a_block=rows_a_block,
         preprocess=preprocess,
-        encode=EncodeConfig.of(config, what, budget),
+        encode=encode,
         commit=_commit_config(config, what, shards, frozen, summary.run),
         workers=workers,
         progress=notes,

@@ -125,12 +125,13 @@ def test_no_block_can_take_another_row(
     shard_rows=st.integers(1, 5000),
     preprocess=st.integers(1, 50),
     encode=st.integers(1, 8),
+    calls=st.integers(1, 16),
 )
 def test_the_window_holds_work_for_every_actor_and_one_shard_more(
-    rows_a_block: int, shard_rows: int, preprocess: int, encode: int
+    rows_a_block: int, shard_rows: int, preprocess: int, encode: int, calls: int
 ) -> None:
-    shards = window(rows_a_block, shard_rows, workers(preprocess, encode))
-    wanted = (preprocess + encode) * rows_a_block
+    shards = window(rows_a_block, shard_rows, workers(preprocess, encode), calls=calls)
+    wanted = (preprocess + encode * (calls + 1)) * rows_a_block
     assert (shards - 1) * shard_rows > wanted
     assert shards >= 2
 
