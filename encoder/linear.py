@@ -40,9 +40,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def takes_onednn(*given: torch.Tensor) -> bool:
-    """Whether products of these go through oneDNN."""
+    """Whether products of these go through oneDNN; a compiler knows better what to do with them."""
     return (
         _HAS_ONEDNN
+        and not torch.compiler.is_compiling()
         and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in given)
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
     )

@@ -6,24 +6,25 @@ Shape suffixes:
     P: values of a patch, or of a merge block
     D: hidden_size
     O: out_hidden_size
-    H, E: attention heads and head_dim
     R: rotary angles of a patch, head_dim / 2
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encoder.attention import Segments, attend
+from encoder.attention import Segments
+from encoder.blocks import Block, Merger, RMSNorm
 from encoder.config import Glm4vVisionConfig
 from encoder.describe import describe
 from encoder.grids import read_grids
-from encoder.linear import Linear, linear
+from encoder.linear import linear
 from encoder.patch_embed import PatchEmbed
-from encoder.positions import GridTables, PositionTables, interpolate_positions, rotate
+from encoder.positions import GridTables, PositionTables, interpolate_positions
 
 # Products of fewer rows take another kernel of BLAS, whose rounding alone sets a token apart from
 # itself in a larger pack by 1.5e-6. Blocks have a row a patch: four, where 2 x 2 make a token.
@@ -45,102 +46,6 @@ class EncoderOutput(NamedTuple):
     pooler_output: torch.Tensor
 
 
-class RMSNorm(nn.Module):
-    """Scales by the inverse root mean square, in float32; returns the input's dtype."""
-
-    def __init__(self, dim: int, *, eps: float, device: torch.device | str | None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=torch.float32))
-        self._eps = eps
-
-    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """Normalises the last dimension."""
-        weight_D = self.weight.float()
-        return F.rms_norm(x_ND.float(), weight_D.shape, weight_D, self._eps).to(x_ND.dtype)
-
-
-class GatedMLP(nn.Module):
-    """`down(silu(gate(x)) * up(x))`, without biases."""
-
-    def __init__(
-        self, dim: int, inner_dim: int, *, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
-        super().__init__()
-        self.gate_proj = Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
-        self.up_proj = Linear(dim, inner_dim, bias=False, device=device, dtype=dtype)
-        self.down_proj = Linear(inner_dim, dim, bias=False, device=device, dtype=dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., dim] to [..., dim]."""
-        gate = F.silu(self.gate_proj(x))
-        # In place: a third buffer of this size, new from the system, took as long as a product.
-        out: torch.Tensor = self.down_proj(gate.mul_(self.up_proj(x)))
-        return out
-
-
-class Attention(nn.Module):
-    """Multi-head attention within segments, with rotary positions."""
-
-    def __init__(
-        self, config: Glm4vVisionConfig, *, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
-        super().__init__()
-        dim = config.hidden_size
-        self.qkv = Linear(dim, 3 * dim, config.attention_bias, device=device, dtype=dtype)
-        self.proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
-        self._heads = (3, config.num_heads, config.head_dim)
-
-    def forward(
-        self, x_ND: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor, segments: Segments
-    ) -> torch.Tensor:
-        """[N, D] to [N, D]; patches see their own segment only."""
-        qkv_N3HE = self.qkv(x_ND).unflatten(-1, self._heads)
-        query_NHE, key_NHE = rotate(qkv_N3HE[:, :2], cos_NR, sin_NR).unbind(1)
-        out_NHE = attend(query_NHE, key_NHE, qkv_N3HE[:, 2], segments)
-        out_ND: torch.Tensor = self.proj(out_NHE.flatten(1))
-        return out_ND
-
-
-class Block(nn.Module):
-    """One transformer block, norms first."""
-
-    def __init__(
-        self, config: Glm4vVisionConfig, *, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
-        super().__init__()
-        dim, eps = config.hidden_size, config.rms_norm_eps
-        self.norm1 = RMSNorm(dim, eps=eps, device=device)
-        self.norm2 = RMSNorm(dim, eps=eps, device=device)
-        self.attn = Attention(config, device=device, dtype=dtype)
-        self.mlp = GatedMLP(dim, config.out_hidden_size, device=device, dtype=dtype)
-
-    def forward(
-        self, x_ND: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor, segments: Segments
-    ) -> torch.Tensor:
-        """[N, D] to [N, D], in the blocks' dtype."""
-        x_ND = x_ND + self.attn(self.norm1(x_ND), cos_NR, sin_NR, segments)
-        out_ND: torch.Tensor = x_ND + self.mlp(self.norm2(x_ND))
-        return out_ND
-
-
-class Merger(GatedMLP):
-    """Makes tokens fit for the language model."""
-
-    def __init__(
-        self, config: Glm4vVisionConfig, *, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
-        dim = config.out_hidden_size
-        super().__init__(dim, config.intermediate_size, device=device, dtype=dtype)
-        self.proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
-        self.post_projection_norm = nn.LayerNorm(dim, device=device, dtype=torch.float32)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, O] to [T, O]."""
-        norm = self.post_projection_norm
-        normed_TO = norm(self.proj(x).to(norm.weight.dtype))
-        return super().forward(F.gelu(normed_TO).to(x.dtype))
-
-
 class _PositionEmbeddings(nn.Module):
     """Holds the learned position embedding under the checkpoint's name."""
 
@@ -149,6 +54,18 @@ class _PositionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(
             config.num_positions, config.hidden_size, device=device, dtype=torch.float32
         )
+
+
+def _run_block(
+    block: nn.Module,
+    x_ND: torch.Tensor,
+    cos_NR: torch.Tensor,
+    sin_NR: torch.Tensor,
+    segments: Segments,
+) -> torch.Tensor:
+    """What is compiled: a function of the block, so that all blocks share it."""
+    out_ND: torch.Tensor = block(x_ND, cos_NR, sin_NR, segments)
+    return out_ND
 
 
 class Glm4vVisionModel(nn.Module):
@@ -196,12 +113,39 @@ class Glm4vVisionModel(nn.Module):
             dim, config.out_hidden_size, config.spatial_merge_size, device=device, dtype=dtype
         )
         self.merger = Merger(config, device=device, dtype=dtype)
+        self._run_block: Callable[..., torch.Tensor] = _run_block
         self._tables = PositionTables(
             head_dim=config.head_dim,
             rope_theta=config.rope_theta,
             grid_size=config.position_grid_size,
             merge_size=config.spatial_merge_size,
         )
+
+    def compile_blocks(self) -> None:
+        """Fuses what the blocks do value by value, with `torch.compile`: for a GPU.
+
+        All blocks share one compiled form, for packs of any length. Two blank packs are run here
+        so that it exists before the first true one: of the second, whose length is another, the
+        compiler learns that lengths vary. Results differ from the uncompiled by rounding. Where
+        there is no compiler, a warning says so and the model stays as it was.
+        """
+        with torch.inference_mode():
+            self(*self._blank(1))  # What fails here is no fault of the compiler's.
+            self._run_block = torch.compile(_run_block)
+            try:
+                for stills in (1, 16):
+                    self(*self._blank(stills))
+            # Compilers, linkers and drivers have exceptions of their own.
+            except Exception as error:
+                self._run_block = _run_block
+                reason = str(error).strip().split("\n", maxsplit=1)[0]
+                warnings.warn(f"the encoder's blocks are not compiled: {reason}", stacklevel=2)
+
+    def _blank(self, stills: int) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
+        """Returns a pack of blank stills of 64 tokens."""
+        side, parameter = 8 * self.config.spatial_merge_size, self.patch_embed.proj.weight
+        pixels_NP = parameter.new_zeros(stills * side**2, self.config.patch_dim)
+        return pixels_NP, [(1, side, side)] * stills
 
     def forward(self, pixel_values: PixelValues, grid_thw: GridThw) -> torch.Tensor:
         """Encodes a pack of patches.
@@ -244,7 +188,7 @@ class Glm4vVisionModel(nn.Module):
         positions_ND, cos_NR, sin_NR, segments = self._position(grids, x_ND.device)
         x_ND = (x_ND + positions_ND).to(self.downsample.weight.dtype)
         for block in self.blocks:
-            x_ND = block(x_ND, cos_NR, sin_NR, segments)
+            x_ND = self._run_block(block, x_ND, cos_NR, sin_NR, segments)
         tokens = num_patches // self.config.spatial_merge_size**2
         x_TO = self._downsample(self.post_layernorm(x_ND))
         return EncoderOutput(

@@ -13,9 +13,9 @@ from encoder import (
     Glm4vVisionModel,
     SelfCheckError,
     attention,
+    blocks,
     check_encoder,
     load_encoder,
-    model,
     self_check,
 )
 from encoder.attention import Segments, attend
@@ -96,7 +96,7 @@ def test_wrong_attention_is_refused_with_such_weights(
 ) -> None:
     tower = random_model(SIX_BLOCKS)
     one_large_channel(tower)
-    monkeypatch.setattr(model, "attend", heads_swapped)
+    monkeypatch.setattr(blocks, "attend", heads_swapped)
     with pytest.raises(SelfCheckError, match="tokens are off by"):
         check_encoder(cast_model(tower, dtype))
 
@@ -183,7 +183,7 @@ def last_row(value: float) -> Callable[..., torch.Tensor]:
 def test_wrong_attention_in_the_tower_is_refused(
     small: Glm4vVisionModel, monkeypatch: pytest.MonkeyPatch, broken: Callable[..., torch.Tensor]
 ) -> None:
-    monkeypatch.setattr(model, "attend", broken)
+    monkeypatch.setattr(blocks, "attend", broken)
     with pytest.raises(SelfCheckError, match=r"tokens are off by 0\.\d+ of their size"):
         check_encoder(small)
 
@@ -191,7 +191,7 @@ def test_wrong_attention_in_the_tower_is_refused(
 def test_one_row_that_is_not_a_number_is_refused(
     small: Glm4vVisionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "attend", last_row(float("nan")))
+    monkeypatch.setattr(blocks, "attend", last_row(float("nan")))
     with pytest.raises(SelfCheckError, match="tokens are off by nan of their size"):
         check_encoder(small)
 
@@ -254,7 +254,7 @@ def test_every_backend_is_given_segments(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_rotary_angles_of_the_wrong_sign_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "rotate", lambda x, cos, sin: rotate(x, cos, -sin))
+    monkeypatch.setattr(blocks, "rotate", lambda x, cos, sin: rotate(x, cos, -sin))
     with pytest.raises(SelfCheckError):
         check_encoder(load_encoder("small"))
 

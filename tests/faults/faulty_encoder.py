@@ -26,7 +26,7 @@ quiet()
 import torch  # noqa: E402 (Ray and what imports it come after `quiet`)
 
 import encoder  # noqa: E402
-import encoder.model  # noqa: E402
+import encoder.blocks  # noqa: E402
 from encoder.attention import Segments, attend  # noqa: E402
 from encoder.self_check import known_input  # noqa: E402
 from pipeline import build, embed  # noqa: E402
@@ -120,7 +120,7 @@ class FaultyEncode(Encode):
             if self.way == "dead_at_start":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.way == "wrong":
-                encoder.model.attend = attend_to_all
+                encoder.blocks.attend = attend_to_all
             return FaultyModel(load(*args, **options), self.folder, self.way)
 
         return loaded

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import encoder
-import encoder.model
+import encoder.blocks
 from encoder import Glm4vVisionModel
 from encoder.attention import Segments, attend
 from pipeline import schema
@@ -212,7 +212,7 @@ def test_an_encoder_that_computes_something_else_embeds_nothing(
 
     rows = preprocessed(GRIDS)
     assert stage(dtype=dtype)(rows)["error_code"].null_count == len(GRIDS)
-    monkeypatch.setattr(encoder.model, "attend", to_all)
+    monkeypatch.setattr(encoder.blocks, "attend", to_all)
     encode = stage(dtype=dtype)
     for _ in range(2):
         with pytest.raises(DeviceError) as told:
