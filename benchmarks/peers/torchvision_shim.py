@@ -1,8 +1,8 @@
 """torchvision beside a CPU-only torch, for peers that need no more of it than its Python side.
 
-torchvision describes two operators of its compiled library as it is imported, and fails where that
-library was built for another torch. Import this first: it declares both. What is missing then is
-box suppression and torchvision's own decoders; resizing runs on torch's kernels and is the real one.
+torchvision describes two operators of its compiled library when it is imported, and fails where
+that was built for another torch. Import this first: it declares both. What is missing then is box
+suppression and torchvision's own decoders; resizing runs on torch's kernels and is the real one.
 """
 
 from __future__ import annotations
