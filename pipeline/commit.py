@@ -43,7 +43,7 @@ from pipeline.segments import segment_table, to_parquet
 from pipeline.storage import storage_for
 
 # What a shard's bits may depend on, recorded in its marker.
-_LIBRARIES = ("patchflow", "torch", "pillow", "av", "numpy", "pyarrow", "ray")
+_LIBRARIES = ("patchflow", "torch", "pillow", "simplejpeg", "av", "numpy", "pyarrow", "ray")
 # An intent can vanish between its creation and its reading, at most as often as it is deleted.
 _ROUNDS = 10
 # More of a shard's items that could not be read than this are no accident of theirs.

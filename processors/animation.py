@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from processors.decode import apply_orientation, came_up_short, open_picture
+from processors.decode import came_up_short, open_picture
 from processors.errors import DecodeError
 from processors.metadata import VideoMetadata
+from processors.orientation import orientation_of, turn_upright
 from processors.rgb import pil_to_rgb
 from processors.timeline import Timeline, timeline_of
 
@@ -145,4 +146,4 @@ def _timeline(delays_ms: list[float]) -> Timeline:
 
 def _pixels(image: ImageFile) -> NDArray[np.uint8]:
     image.load()
-    return pil_to_rgb(apply_orientation(image))
+    return turn_upright(pil_to_rgb(image), orientation_of(image))

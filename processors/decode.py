@@ -26,7 +26,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from processors.errors import DecodeError
 from processors.formats import ImageFormat, describe_content, sniff_image_format
+from processors.jpeg import decode_jpeg
 from processors.jpeg_scans import MAX_SCANS, has_too_many_scans
+from processors.orientation import Room, orientation_of, turn_upright
 from processors.rgb import pil_to_rgb
 
 if TYPE_CHECKING:
@@ -45,17 +47,6 @@ _PLUGINS: Final[dict[ImageFormat, Callable[[io.BytesIO], ImageFile]]] = {
     "PNG": PngImageFile,
     "TIFF": TiffImageFile,
     "WEBP": WebPImageFile,
-}
-
-_ORIENTATION_TAG: Final = 274
-_TRANSPOSE_BY_ORIENTATION: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }
 
 _TIFF_CHUNK_TAGS: Final = ((273, 279), (324, 325))  # offsets and sizes: of strips, of tiles
@@ -103,7 +94,9 @@ class _Source(io.BytesIO):
         return chunk
 
 
-def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
+def decode_image(
+    data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, room: Room | None = None
+) -> DecodedImage:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF or GIF file.
 
     Of files with several images the first one counts: the first page of a TIFF, the first frame of
@@ -117,6 +110,8 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decode
     Args:
         data: The whole file.
         max_pixels: Largest ``width * height``, compared with the header before anything is decoded.
+        room: Gives memory, uint8 ``[height, width, 3]``, for the pixels of a picture of that size.
+            What can be decoded in place is; the others' pixels are in memory of their own.
 
     Returns:
         The pixels, and the format found.
@@ -129,8 +124,10 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decode
         ValueError: If ``max_pixels`` is not positive.
     """
     with open_picture(data, max_pixels=max_pixels) as image:
-        image.load()
-        pixels = pil_to_rgb(apply_orientation(image))
+        pixels = decode_jpeg(data, image, room) if isinstance(image, JpegImageFile) else None
+        if pixels is None:
+            image.load()
+            pixels = turn_upright(pil_to_rgb(image), orientation_of(image))
     image_format = sniff_image_format(data)
     assert image_format is not None
     return DecodedImage(pixels=pixels, format=image_format)
@@ -200,17 +197,6 @@ def check_size(width: int, height: int, *, max_pixels: int) -> None:
             "too_large",
             f"{width} x {height} is {width * height} pixels, over the limit of {max_pixels}",
         )
-
-
-def apply_orientation(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF (or XMP) data say."""
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:
-        # Unreadable EXIF says nothing about the pixels, which are already decoded at this point.
-        return image
-    transpose = _TRANSPOSE_BY_ORIENTATION.get(orientation) if orientation else None
-    return image if transpose is None else image.transpose(transpose)
 
 
 def _lacks_memory(image: JpegImageFile) -> bool:

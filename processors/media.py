@@ -23,6 +23,7 @@ from processors.formats import (
     sniff_video_format,
 )
 from processors.metadata import VideoMetadata
+from processors.orientation import Room
 from processors.sampling import VideoFamily, VideoSampling
 from processors.video_reader import VideoReader
 
@@ -102,7 +103,7 @@ class _ClipReader(Protocol):
     def close(self) -> None: ...
 
 
-def open_media(data: bytes | memoryview, options: MediaOptions) -> Media:
+def open_media(data: bytes | memoryview, options: MediaOptions, room: Room | None = None) -> Media:
     """Begins to decode a file; what it is, its content says.
 
     Memory and time are not limited here: run it in a process that may be killed where the bytes are
@@ -111,6 +112,7 @@ def open_media(data: bytes | memoryview, options: MediaOptions) -> Media:
     Args:
         data: The whole file; of a clip it is not copied.
         options: What is wanted of it.
+        room: Where a picture's pixels go, as in ``decode_image``; a clip's are their own.
 
     Raises:
         DecodeError: As ``decode_image`` and ``VideoReader`` do; with code ``unsupported_format``
@@ -121,7 +123,7 @@ def open_media(data: bytes | memoryview, options: MediaOptions) -> Media:
     head = bytes(data[:SNIFFED_BYTES])
     is_picture = sniff_image_format(head) is not None
     if is_picture and not _is_clip(data, options):
-        image = decode_image(bytes(data), max_pixels=options.max_pixels)
+        image = decode_image(bytes(data), max_pixels=options.max_pixels, room=room)
         info = MediaInfo(kind="image", height=image.height, width=image.width)
         return Media(info=info, frames=iter([image.pixels]))
     if head and not is_picture and sniff_video_format(head) is None:

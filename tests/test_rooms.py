@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("encoder", "processors", "pipeline", "jobs")
 MAY_IMPORT = {
     "encoder": {"encoder", "torch", "numpy", "safetensors", "fsspec", "huggingface_hub"},
-    "processors": {"processors", "torch", "numpy", "PIL", "av", "pyseccomp"},
+    "processors": {"processors", "torch", "numpy", "PIL", "simplejpeg", "av", "pyseccomp"},
     "jobs": {"jobs", "pipeline", "tyro", "rich"},
 }
 # Import names that differ from the distribution's, or that come with another one.

@@ -15,6 +15,7 @@ import numpy as np
 
 from processors.errors import DecodeError
 from processors.media import Media, MediaOptions
+from processors.orientation import Room
 from processors.sandbox.lockdown import lock_down
 from processors.sandbox.memory import Region
 from processors.sandbox.protocol import (
@@ -32,7 +33,7 @@ from processors.sandbox.protocol import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Open = Callable[[memoryview, MediaOptions], Media]
+Open = Callable[[memoryview, MediaOptions, Room], Media]
 
 
 def run_child(open_file: Open, start: Start, fds: list[int], *, template: int) -> None:
@@ -107,7 +108,7 @@ class _Server:
             self._waiting.append(Work.from_bytes(message))
 
     def _decode(self, work: Work) -> None:
-        media = self._open(self._buffers.view(work.buffer, work.size), self._options)
+        media = self._open(self._buffers.view(work.buffer, work.size), self._options, self._room)
         for number in range(promised_frames(media.info)):
             frame = next(media.frames)
             self._place(frame)
@@ -115,13 +116,18 @@ class _Server:
             self._send(Reply(item=work.item, info=info, frame=frame.shape[:2]))
 
     def _place(self, frame: NDArray[np.uint8]) -> None:
-        while not self._free_slots:
-            self._receive()
         height, width, _ = frame.shape
-        slot = self._slots.frame(self._frames_sent % SLOTS, height, width)
-        np.copyto(slot, frame, casting="no")
+        slot = self._room(height, width)
+        if not np.may_share_memory(slot, frame):
+            np.copyto(slot, frame, casting="no")
         self._free_slots -= 1
         self._frames_sent += 1
+
+    def _room(self, height: int, width: int) -> NDArray[np.uint8]:
+        """Where the next frame goes, once that is free."""
+        while not self._free_slots:
+            self._receive()
+        return self._slots.frame(self._frames_sent % SLOTS, height, width)
 
     def _send(self, reply: Reply) -> None:
         self._parent.send(reply.to_bytes())

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from processors.media import Media, MediaInfo, MediaOptions
+from processors.orientation import Room
 from processors.sandbox.template import main
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -24,7 +25,7 @@ _OPEN_32 = bytes.fromhex("b805000000 31db 31c9 31d2 cd80 c3")  # open(NULL) as 3
 _kept: list[Any] = []
 
 
-def open_reaching(data: memoryview, _: MediaOptions) -> Media:
+def open_reaching(data: memoryview, _: MediaOptions, __: Room) -> Media:
     asked = json.loads(bytes(data))
     if "legacy" in asked:
         LEGACY()

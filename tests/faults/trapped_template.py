@@ -7,6 +7,7 @@ The trap does not. A file that is `TRIP` and a path falls into it.
 from __future__ import annotations
 
 from processors.media import Media, MediaOptions, open_media
+from processors.orientation import Room
 from processors.sandbox import lockdown, template
 from tests.faults.trap import set_trap
 
@@ -18,12 +19,12 @@ def trap_and_filter() -> None:
     _filter_calls()
 
 
-def open_or_trip(data: memoryview, options: MediaOptions) -> Media:
+def open_or_trip(data: memoryview, options: MediaOptions, room: Room) -> Media:
     word, _, path = bytes(data).partition(b" ")
     if word == b"TRIP":
         with open(path, "rb"):  # noqa: PTH123 (the shortest way to the call)
             pass
-    return open_media(data, options)
+    return open_media(data, options, room)
 
 
 if __name__ == "__main__":

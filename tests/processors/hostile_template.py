@@ -23,6 +23,7 @@ import numpy as np
 
 from processors.errors import DecodeError
 from processors.media import Media, MediaInfo, MediaOptions, open_media
+from processors.orientation import Room
 from processors.sandbox.template import main
 
 SOCKET = 3
@@ -30,12 +31,12 @@ ACTS: dict[str, Callable[..., Media | None]] = {}
 _files = 0
 
 
-def open_hostile(data: memoryview, options: MediaOptions) -> Media:
+def open_hostile(data: memoryview, options: MediaOptions, room: Room) -> Media:
     global _files  # noqa: PLW0603 (of this process: whether it is a fresh one)
     _files += 1
     word, _, rest = bytes(data).partition(b" ")
     if word != b"HOSTILE":
-        return open_media(data, options)
+        return open_media(data, options, room)
     name, *arguments = rest.decode().split()
     media = ACTS[name](*arguments)
     if media is None:

@@ -1,0 +1,72 @@
+"""JPEG pictures straight to an array, where that gives the pixels that Pillow gives.
+
+Pillow keeps four bytes a pixel, of which numpy's three are copied twice; libjpeg-turbo itself
+writes them in their place. `benchmarks/jpeg_decoders.py` compares what else could be had.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import simplejpeg
+
+from processors.orientation import UPRIGHT, Room, fresh, orientation_of, turn_upright
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.JpegImagePlugin import JpegImageFile
+
+# A block of 8 x 8 pixels is two bits at the least, unless one scan passes over many at once. A file
+# with fewer is cut or strange, and libjpeg-turbo would fill all of its pixels before it says so.
+_MOST_PIXELS_A_BYTE: Final = 4 * 64
+
+# Frames of a cosine transform, Huffman coded, as cameras and encoders make them. Arithmetic and
+# lossless ones are rare enough to be Pillow's (asked for fewer pixels of the latter, libjpeg-turbo
+# before 3.1.4 writes beyond its memory), and so is whatever may stand before a frame but these:
+# tables, restarts, applications' segments, comments.
+_FRAMES: Final = (0xC0, 0xC1, 0xC2)
+_SEGMENTS: Final = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)
+
+
+def decode_jpeg(
+    data: bytes, header: JpegImageFile, room: Room | None = None
+) -> NDArray[np.uint8] | None:
+    """Decodes a JPEG file that Pillow has opened, and found to be within the limits.
+
+    What is not flawless is left to Pillow, which decides what comes of it.
+
+    Args:
+        data: The whole file.
+        header: What Pillow made of its header.
+        room: Where the pixels go.
+
+    Returns:
+        uint8 ``[height, width, 3]``, RGB, after orientation; None where Pillow has to decode it.
+    """
+    if header.mode not in ("RGB", "L") or not _is_common(data):
+        return None
+    if header.width * header.height > _MOST_PIXELS_A_BYTE * len(data):
+        return None
+    orientation = orientation_of(header)
+    place = room or fresh if orientation == UPRIGHT else fresh
+    try:
+        stored = place(header.height, header.width)
+        found = simplejpeg.decode_jpeg(data, "RGB", buffer=stored)
+    except (ValueError, MemoryError):
+        return None
+    if found.shape != stored.shape:
+        return None
+    return turn_upright(stored, orientation, room)
+
+
+def _is_common(data: bytes) -> bool:
+    """Whether one of the usual frames follows upon segments that leave nothing between them."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        kind = data[position + 1]
+        size = int.from_bytes(data[position + 2 : position + 4], "big")
+        if kind not in _SEGMENTS or size < 2:
+            return kind in _FRAMES
+        position += 2 + size
+    return False
