@@ -5,8 +5,9 @@ same photos.
 
     python -m benchmarks.corpus [--count 4504] [--photos FOLDER]
 
-Without FOLDER, photos are those of three of Debian's packages where apt-get and dpkg can bring them,
-else scikit-image's. Keeps all in benchmarks/.cache/, makes nothing twice, and prints the folder.
+Without FOLDER, photos are those of three of Debian's packages where apt-get and dpkg can bring
+them, else scikit-image's. Keeps all in benchmarks/.cache/, makes nothing twice, and prints the
+folder.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def main() -> None:
 
 def make_corpus(count: int, folder: Path | None = None) -> Path:
     """Returns the folder of the corpus of `count` JPEGs, which is made if it is not there."""
-    photos = sorted(usable_photos(find_photos() if folder is None else folder))
+    folder = find_photos() if folder is None else folder
+    photos = sorted(usable_photos(folder))
     if not photos:
         raise SystemExit(f"{folder}: no JPEG, PNG or WebP of {LEAST_SIDE} pixels a side or more")
     names = "\n".join(f"{path} {size}" for path, size in photos)

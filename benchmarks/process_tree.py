@@ -151,12 +151,12 @@ def _outlast(tree: _Tree) -> None:
 def _descendants(root: int, strangers: set[int]) -> Iterator[tuple[int, _Process]]:
     """Processes below `root` by number, without strangers and what is below them."""
     stats = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
             with contextlib.suppress(OSError):
                 # The name, in parentheses, may have any characters.
-                text = Path(f"/proc/{name}/stat").read_text(errors="replace")
-                stats[int(name)] = text[text.rindex(")") :].split()
+                text = (folder / "stat").read_text(errors="replace")
+                stats[int(folder.name)] = text[text.rindex(")") :].split()
     children: dict[int, list[int]] = {}
     for pid, fields in stats.items():
         children.setdefault(int(fields[2]), []).append(pid)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.contenders import PEER_NAMES, peer_command
+from benchmarks.contenders import OF_JPEGS, command
 from benchmarks.corpus import make_corpus
 from benchmarks.process_tree import Usage, run
 from benchmarks.report import spread
@@ -63,13 +63,13 @@ TRIED: dict[str, list[Settings]] = {
 def main() -> None:
     """Tries all settings and writes the results down."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", choices=PEER_NAMES, action="append")
+    parser.add_argument("--peer", choices=OF_JPEGS, action="append")
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     corpus = make_corpus(arguments.count)
     cases = []
-    for name in arguments.peer or PEER_NAMES:
+    for name in arguments.peer or OF_JPEGS:
         print(f"{name}, {arguments.count} images")
         for case in measure(name, corpus, arguments.rounds):
             cases.append(case)
@@ -87,7 +87,7 @@ def measure(name: str, corpus: Path, rounds: int) -> list[dict[str, Any]]:
             at = (turn + place) % len(tried)
             with tempfile.TemporaryDirectory() as folder:
                 output = Path(folder) / "output"
-                found[at].append(run(peer_command(name, corpus, output, **tried[at])))
+                found[at].append(run(command(name, corpus, output, **tried[at])))
     return [
         {
             "peer": name,

@@ -22,16 +22,18 @@ class Embed:
         self._processor, self._encoder = Processor(), Encoder(weights, threads)
 
     def of_bytes(self, blobs: daft.Series) -> list[np.ndarray]:
+        """Of JPEGs."""
         return list(self._encoder(*self._processor(blobs.to_pylist())))
 
     def of_pixels(self, images: daft.Series) -> list[np.ndarray]:
+        """Of what Daft has decoded."""
         return list(self._encoder(*self._processor.of_pixels(images.to_pylist())))
 
 
 def main() -> None:
     """Embeds the corpus."""
     settings = read_command(
-        __doc__, concurrency=1, process=0, batch_size=16, threads=1, decode="pillow"
+        __doc__, concurrency=2, process=1, batch_size=8, threads=1, decode="pillow"
     )
     name = "of_bytes" if settings.decode == "pillow" else "of_pixels"
     batched = daft.method.batch(return_dtype=VECTOR, batch_size=settings.batch_size)

@@ -60,8 +60,15 @@ class Encoder:
         self._model.eval()
 
     def __call__(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> np.ndarray:
-        """float32 `[items, 256]`."""
+        """float32 `[images, 256]`."""
         with torch.inference_mode():
             tokens = self._model(pixel_values, grid_thw).pooler_output
             sizes = (grid_thw.prod(1) // MERGED_PATCHES).tolist()
             return np.stack([item.mean(0).numpy() for item in tokens.split(sizes)])
+
+    def of_clip(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> np.ndarray:
+        """float32 `[256]` of one clip, whose frames attend to themselves, as upstream has it."""
+        frames, height, width = grid_thw.tolist()
+        grids = torch.tensor([[1, height, width]] * frames)
+        with torch.inference_mode():
+            return self._model(pixel_values, grids).pooler_output.mean(0).numpy()

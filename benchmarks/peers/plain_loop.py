@@ -25,7 +25,7 @@ Batch = tuple[list[str], torch.Tensor, torch.Tensor]
 
 def main() -> None:
     """Embeds the corpus."""
-    settings = read_command(__doc__, batch_size=16, threads=2, ahead=0)
+    settings = read_command(__doc__, batch_size=16, threads=1, ahead=1)
     files = jpegs(settings.corpus)
     encoder = Encoder(settings.weights, settings.threads)
     settings.output.mkdir(parents=True)

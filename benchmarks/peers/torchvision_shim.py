@@ -7,10 +7,11 @@ torch's own kernels.
 
 import torch
 
-OPERATORS = ("nms", "qnms", "qroi_align") + tuple(
-    name
-    for forward in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
-    for name in (forward, f"_{forward}_backward")
+POOLINGS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+OPERATORS = (
+    *("nms", "qnms", "qroi_align"),
+    *POOLINGS,
+    *(f"_{name}_backward" for name in POOLINGS),
 )
 
 try:
