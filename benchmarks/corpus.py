@@ -59,11 +59,11 @@ def main() -> None:
 
 def make_corpus(count: int, folder: Path | None = None) -> Path:
     """Returns the folder of the corpus of `count` JPEGs, which is made if it is not there."""
-    folder = find_photos() if folder is None else folder
+    folder = (find_photos() if folder is None else folder).resolve()
     photos = sorted(usable_photos(folder))
     if not photos:
         raise SystemExit(f"{folder}: no JPEG, PNG or WebP of {LEAST_SIDE} pixels a side or more")
-    names = "\n".join(f"{path} {size}" for path, size in photos)
+    names = "\n".join(f"{path.relative_to(folder)} {size}" for path, size in photos)
     corpus = CACHE / f"jpegs-{count}-{blake2b(names.encode(), digest_size=4).hexdigest()}"
     if not corpus.exists():
         begun = corpus.with_suffix(".begun")
@@ -77,7 +77,7 @@ def make_corpus(count: int, folder: Path | None = None) -> Path:
 def usable_photos(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
     """Photos with their widths and heights, of headers alone; links would be some of them twice."""
     Image.MAX_IMAGE_PIXELS = None
-    for path in folder.resolve().rglob("*"):
+    for path in folder.rglob("*"):
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.is_symlink():
             with Image.open(path) as photo:
                 if min(photo.size) >= LEAST_SIDE:

@@ -27,9 +27,8 @@ Settings = dict[str, int | str]
 TRIED: dict[str, list[Settings]] = {
     "plain_loop": [
         {},
-        {"threads": 2, "ahead": 0},
         {"threads": 1, "ahead": 0},
-        {"threads": 1, "ahead": 1},
+        {"threads": 2, "ahead": 0},
         {"threads": 2, "ahead": 1},
         {"threads": 1, "ahead": 2},
         {"batch_size": 8},
@@ -37,9 +36,8 @@ TRIED: dict[str, list[Settings]] = {
     ],
     "ray_data": [
         {},
-        {"stages": "fused", "actors": 1},
-        {"stages": "fused", "actors": 1, "threads": 2},
-        {"stages": "fused", "actors": 2},
+        {"actors": 1},
+        {"actors": 1, "threads": 2},
         {"stages": "split", "actors": 1},
         {"blocks": 16},
         {"blocks": 64},
@@ -51,13 +49,13 @@ TRIED: dict[str, list[Settings]] = {
         {"concurrency": 1, "process": 0},
         {"concurrency": 1, "process": 0, "threads": 2},
         {"concurrency": 2, "process": 0},
-        {"concurrency": 2, "process": 1},
-        {"concurrency": 1, "decode": "daft"},
-        {"concurrency": 2, "decode": "daft"},
-        {"batch_size": 8},
+        {"concurrency": 1, "process": 0, "decode": "daft"},
+        {"decode": "daft"},
+        {"batch_size": 16},
         {"batch_size": 32},
     ],
 }
+"""The default of each peer, with nothing changed, comes first."""
 
 
 def main() -> None:

@@ -1,24 +1,16 @@
-"""Lets torchvision be imported beside a torch that its compiled operators were not built for.
+"""torchvision beside a CPU-only torch, for peers that need no more of it than its Python side.
 
-As it is imported, torchvision says more about its operators, which fails where their library could
-not be loaded. They are declared here then, for none of them has a part in resizing, which runs on
-torch's own kernels.
+torchvision describes two operators of its compiled library when it is imported, and fails where
+that was built for another torch. Import this first: it declares both. What is missing then is box
+suppression and torchvision's own decoders; resizing runs on torch's kernels and is the real one.
 """
+
+from __future__ import annotations
 
 import torch
 
-POOLINGS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
-OPERATORS = (
-    *("nms", "qnms", "qroi_align"),
-    *POOLINGS,
-    *(f"_{name}_backward" for name in POOLINGS),
-)
-
-try:
-    import torchvision
-except RuntimeError:  # "operator torchvision::nms does not exist"
-    # Declarations last as long as this object.
-    _library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in OPERATORS:
-        _library.define(f"{name}(Tensor a) -> Tensor")
-    import torchvision  # noqa: F401
+_BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_declared = torch.library.Library("torchvision", "FRAGMENT")
+for _name in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, _name):
+        _declared.define(_name + _BOXES)
