@@ -1,0 +1,118 @@
+"""Which settings of the peers are their best on this machine?
+
+Each peer's default against settings that differ from it, turn by turn in one run, the whole command
+on a corpus cut from real photos.
+
+    python -m benchmarks.tune_peers [--peer NAME] [--count 600] [--rounds 3]
+
+Prints wall time and CPU seconds, median and range over the rounds, and the ratio of wall times to
+the default's, over the pairs; writes them to benchmarks/results/tune_peers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.contenders import OF_JPEGS, command
+from benchmarks.corpus import make_corpus
+from benchmarks.process_tree import Usage, run
+from benchmarks.report import spread
+
+Settings = dict[str, int | str]
+
+TRIED: dict[str, list[Settings]] = {
+    "plain_loop": [
+        {},
+        {"threads": 1, "ahead": 0},
+        {"threads": 2, "ahead": 0},
+        {"threads": 2, "ahead": 1},
+        {"threads": 1, "ahead": 2},
+        {"batch_size": 8},
+        {"batch_size": 32},
+    ],
+    "ray_data": [
+        {},
+        {"actors": 1},
+        {"actors": 1, "threads": 2},
+        {"stages": "split", "actors": 1},
+        {"blocks": 16},
+        {"blocks": 64},
+        {"batch_size": 8},
+        {"batch_size": 32},
+    ],
+    "daft_frame": [
+        {},
+        {"concurrency": 1, "process": 0},
+        {"concurrency": 1, "process": 0, "threads": 2},
+        {"concurrency": 2, "process": 0},
+        {"concurrency": 1, "process": 0, "decode": "daft"},
+        {"decode": "daft"},
+        {"batch_size": 16},
+        {"batch_size": 32},
+    ],
+}
+"""The default of each peer, with nothing changed, comes first."""
+
+
+def main() -> None:
+    """Tries all settings and writes the results down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", choices=OF_JPEGS, action="append")
+    parser.add_argument("--count", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    corpus = make_corpus(arguments.count)
+    cases = []
+    for name in arguments.peer or OF_JPEGS:
+        print(f"{name}, {arguments.count} images")
+        for case in measure(name, corpus, arguments.rounds):
+            cases.append(case)
+            print(describe(case), flush=True)
+    results = {"images": arguments.count, "rounds": arguments.rounds, "cases": cases}
+    report.write("tune_peers", results)
+
+
+def measure(name: str, corpus: Path, rounds: int) -> list[dict[str, Any]]:
+    """All settings of a peer in turn, the first of which takes turns too."""
+    tried = TRIED[name]
+    found: list[list[Usage]] = [[] for _ in tried]
+    for turn in range(rounds):
+        for place in range(len(tried)):
+            at = (turn + place) % len(tried)
+            with tempfile.TemporaryDirectory() as folder:
+                output = Path(folder) / "output"
+                found[at].append(run(command(name, corpus, output, **tried[at])))
+    return [
+        {
+            "peer": name,
+            "settings": settings or "default",
+            "wall_s": spread(usage.wall_s for usage in usages),
+            "cpu_s": spread(usage.cpu_s for usage in usages),
+            "wall_ratio": spread(
+                usage.wall_s / default.wall_s
+                for usage, default in zip(usages, found[0], strict=True)
+            ),
+        }
+        for settings, usages in zip(tried, found, strict=True)
+    ]
+
+
+def describe(case: dict[str, Any]) -> str:
+    """A case as a line to read."""
+    settings, wall, cpu, ratio = (
+        case[name] for name in ("settings", "wall_s", "cpu_s", "wall_ratio")
+    )
+    if settings != "default":
+        settings = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return (
+        f"  {settings:40} {wall['median']:6.1f} s ({wall['least']:.1f}-{wall['most']:.1f})"
+        f"  {cpu['median']:6.1f} s CPU  {ratio['median']:.2f} of the default"
+    )
+
+
+if __name__ == "__main__":
+    main()
