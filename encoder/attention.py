@@ -16,7 +16,6 @@ from itertools import groupby, product
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 
 from encoder.linear import linear, takes_onednn
 from encoder.packing import cu_seqlens
@@ -83,9 +82,6 @@ def varlen_limit(x_NHE: torch.Tensor) -> int:
     return _LONG if takes else 0
 
 
-# Segment lengths differ from pack to pack; without this, a compiled block would be compiled
-# again for each.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     query_NHE: torch.Tensor, key_NHE: torch.Tensor, value_NHE: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
@@ -124,6 +120,9 @@ def _runs(segments: Segments, limit: int) -> Iterator[tuple[bool, Segments]]:
 def _attend_varlen(
     query_NHE: torch.Tensor, key_NHE: torch.Tensor, value_NHE: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
+    # Brings torch's compiler, a second of imports.
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
+
     longest = max(segments.lengths)
     offsets = segments.offsets
     out_NHE = varlen_attn(query_NHE, key_NHE, value_NHE, offsets, offsets, longest, longest)

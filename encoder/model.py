@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encoder.attention import Segments
-from encoder.blocks import Block, Merger, RMSNorm
+from encoder.attention import Segments, attend
+from encoder.blocks import Attention, Block, Merger, RMSNorm
 from encoder.config import Glm4vVisionConfig
 from encoder.describe import describe
 from encoder.grids import read_grids
@@ -51,9 +51,12 @@ class _PositionEmbeddings(nn.Module):
 
     def __init__(self, config: Glm4vVisionConfig, *, device: torch.device | str | None) -> None:
         super().__init__()
-        self.position_embedding = nn.Embedding(
-            config.num_positions, config.hidden_size, device=device, dtype=torch.float32
-        )
+        shape = (config.num_positions, config.hidden_size)
+        weight = torch.empty(shape, device=device, dtype=torch.float32)
+        if not weight.is_meta:  # There it would bring torch's compiler, a second of imports.
+            nn.init.normal_(weight)
+        made = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
+        self.position_embedding: nn.Embedding = made
 
 
 def _run_block(
@@ -131,6 +134,11 @@ class Glm4vVisionModel(nn.Module):
         """
         with torch.inference_mode():
             self(*self._blank(1))  # What fails here is no fault of the compiler's.
+            # Segment lengths differ from pack to pack: the graph would be made anew for each.
+            uncompiled = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    module.attend = uncompiled
             self._run_block = torch.compile(_run_block)
             try:
                 for stills in (1, 16):

@@ -103,7 +103,8 @@ def _attention_error(example: torch.Tensor, head_dim: int) -> float:
     limit = varlen_limit(noise(1)[:, 0])
     lengths = [limit, *_LENGTHS] if limit else _LENGTHS
     qkv_N3HE = noise(sum(lengths))
-    out_NHE = attend(*qkv_N3HE.unbind(1), Segments.of(lengths, example.device))
+    query_NHE, key_NHE, value_NHE = qkv_N3HE.unbind(1)
+    out_NHE = attend(query_NHE, key_NHE, value_NHE, Segments.of(lengths, example.device))
     found, exact = [], []
     for ours_SHE, own_S3HE in zip(
         *(torch.split(x.cpu(), lengths) for x in (out_NHE, qkv_N3HE)), strict=True

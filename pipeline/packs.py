@@ -45,6 +45,8 @@ class PackedEncoder:
             device=config.device,
             dtype=torch.float32 if config.dtype == "float32" else torch.bfloat16,
         )
+        if config.device == "cuda":
+            self._model.compile_blocks()
         self.device_name = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
         runner = PackRunner(
             self._model,

@@ -207,7 +207,7 @@ def use_varlen_here(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[list[in
         return out
 
     monkeypatch.setattr(attention, "varlen_limit", lambda x: limit)
-    monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     return calls
 
 

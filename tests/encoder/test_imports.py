@@ -43,6 +43,17 @@ def test_the_encoder_stands_alone() -> None:
     assert not loaded & {"ray", "transformers", "processors", "pipeline", "jobs"}
 
 
+def test_an_encoder_on_a_cpu_brings_no_compiler() -> None:
+    code = """
+import sys, torch
+from encoder import load_encoder
+with torch.inference_mode():
+    load_encoder("tiny")(torch.zeros(4, 588, dtype=torch.uint8), [(1, 2, 2)])
+assert "torch._dynamo" not in sys.modules
+"""
+    modules_after(code)
+
+
 def test_packs_are_run_with_torch_and_numpy_alone() -> None:
     loaded = modules_after("from encoder import Glm4vVisionModel, PackRunner, next_pack")
     assert "torch" in loaded
