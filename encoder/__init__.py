@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from encoder.hub import pin_location
     from encoder.load import load_encoder
     from encoder.model import EncoderOutput, Glm4vVisionModel
+    from encoder.pack_time import ceiling_flop_s
     from encoder.packing import (
         Segment,
         capacity,
@@ -52,6 +53,7 @@ __all__ = [
     "SelfCheckError",
     "VisionTensors",
     "capacity",
+    "ceiling_flop_s",
     "check_encoder",
     "checkpoint_digest",
     "create_glm4v_vision_encoder",
@@ -83,6 +85,7 @@ _HOME = {
     "SelfCheckError": "self_check",
     "VisionTensors": "weights",
     "capacity": "packing",
+    "ceiling_flop_s": "pack_time",
     "check_encoder": "self_check",
     "checkpoint_digest": "weights",
     "create_glm4v_vision_encoder": "factories",

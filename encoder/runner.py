@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from encoder.costs import forward_flop
 from encoder.model import Glm4vVisionModel
+from encoder.pack_time import PackSpan
 
 # What PyTorch's own exception for it does not cover: host memory, pinned memory, libraries'.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
@@ -36,12 +38,21 @@ class PackResults:
         tokens: Float16 [T, D], one segment after the other; empty unless they are kept.
         finite: Whether all values of a kept token are finite in float16, [T].
         copied: Where the copies from a GPU are done.
+        span: What it took on its device.
+        flop: What `forward_flop` counts for it.
     """
 
     vectors: torch.Tensor
     tokens: torch.Tensor
     finite: torch.Tensor
     copied: torch.cuda.Event | None
+    span: PackSpan
+    flop: int
+
+    @property
+    def seconds(self) -> float:
+        """How long the device was at it, known once `wait` has returned."""
+        return self.span.seconds
 
     def wait(self) -> None:
         """Waits until the results are there.
@@ -88,6 +99,7 @@ class PackRunner:
         keep_tokens: bool = False,
     ) -> None:
         self._model = model
+        self._device = device
         self._pool = pool
         self._features = features
         self._keep_tokens = keep_tokens
@@ -154,6 +166,7 @@ class PackRunner:
     def _run(self, levels: Sequence[Levels], sizes: Sequence[tuple[int, int]]) -> PackResults:
         kinds = [self._send(list(run)) for _, run in groupby(levels, lambda kind: kind.shape[1])]
         grids = [(1, height, width) for height, width in sizes]
+        span = PackSpan(self._device)
         with torch.inference_mode():
             output = self._model.forward_features(kinds[0] if len(kinds) == 1 else kinds, grids)
             tokens_TD = (
@@ -169,12 +182,20 @@ class PackRunner:
                     torch.isfinite(kept_TD).all(1),
                 )
             )
+        span.end()
         copied = None
         if self._sending is not None:
             # Whoever waits for it sleeps, and leaves the CPU to those that decode.
             copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             copied.record()
-        return PackResults(vectors=vectors, tokens=tokens, finite=finite, copied=copied)
+        return PackResults(
+            vectors=vectors,
+            tokens=tokens,
+            finite=finite,
+            copied=copied,
+            span=span,
+            flop=forward_flop(self._model.config, grids),
+        )
 
     def _send(self, segments: list[Levels]) -> torch.Tensor:
         """A run of one kind of patches, uint8 [N, P], where the model's next work finds it."""

@@ -12,6 +12,7 @@ from pipeline.config import EmbedConfig
 from pipeline.embed import embed
 from pipeline.errors import printable
 from pipeline.location import join
+from pipeline.stages import limit
 from pipeline.summary import Summary
 
 
@@ -37,7 +38,10 @@ def print_summary(summary: Summary) -> None:
     if summary.steady_items_s:
         rate = summary.tokens / summary.items * summary.steady_items_s if summary.items else 0
         rows.append(("steady", f"{summary.steady_items_s:,.1f} items/s, {rate:,.0f} tokens/s"))
+    if summary.stages is not None:
+        rows += summary.stages.lines().items()
     rows += [
+        ("limited by", limit(summary.stages, items=summary.items, seconds=summary.seconds)),
         ("pack fill", f"{summary.fill:.0%} of the token budget"),
         ("output", summary.output),
         ("read it", f"pandas.read_parquet({join(summary.output, 'embeddings')!r})"),

@@ -9,6 +9,7 @@ of everything at once: blocks, ends of tasks, and signals.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from ray.actor import ActorHandle
 
 from pipeline.commit import CommitConfig, commit_blocks
 from pipeline.errors import InternalError, LostError
+from pipeline.progress import Counts
 
 # Commits wait for storage, not for a CPU, and outlive their machines.
 _OPTIONS: dict[str, Any] = {
@@ -137,12 +139,18 @@ class _Assembly:
 
     def _commit_next(self) -> None:
         while self._whole and len(self._commits) < self._at_once:
-            ref = self._commit.remote(self._config, *self._blocks.pop(self._whole.popleft()))
+            shard = self._whole.popleft()
+            ref = self._commit.remote(self._config, *self._blocks.pop(shard))
             self._commits.add(ref)
-            self._after(ref, partial(self._committed, ref))
+            self._after(ref, partial(self._committed, ref, shard, time.monotonic()))
 
-    def _committed(self, ref: ray.ObjectRef[bytes], result: Future[bytes]) -> bytes:
+    def _committed(
+        self, ref: ray.ObjectRef[bytes], shard: str, began: float, result: Future[bytes]
+    ) -> bytes:
         self._commits.remove(ref)
+        took_s = time.monotonic() - began
+        counts = Counts(committed=self._rows_of[shard], commits=1, commit_s=took_s)
+        self._progress.add.remote(counts)
         self._commit_next()
         try:
             return result.result()

@@ -18,13 +18,15 @@ Tokens = npt.NDArray[np.float16]
 
 @dataclass
 class PackCounts:
-    """What forward passes held and could have held, in tokens.
+    """What forward passes held and could have held, in tokens; what they took and computed.
 
     A pack that segments of several calls share counts for the call that its first one is of.
     """
 
     tokens: int = 0
     capacity: int = 0
+    seconds: float = 0.0
+    flop: int = 0
 
 
 @dataclass(frozen=True)

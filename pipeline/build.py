@@ -83,7 +83,7 @@ def run(
     # source, which would make one call of a whole shard.
     patches = rows.map_batches(
         Preprocess,
-        fn_constructor_args=(preprocess,),
+        fn_constructor_args=(preprocess, progress),
         batch_size=None,
         batch_format="pyarrow",
         compute=_actors(workers.preprocess, calls=2),

@@ -29,7 +29,8 @@ from pipeline.location import join
 from pipeline.manifest import Generation, Shard, committed, reach_of
 from pipeline.notes import Notes
 from pipeline.preprocess import PreprocessConfig
-from pipeline.progress import Counts, ProgressLine
+from pipeline.progress import Counts
+from pipeline.progress_line import ProgressLine
 from pipeline.status import markers
 from pipeline.storage import storage_for
 from pipeline.summary import Summary
@@ -89,7 +90,7 @@ def _pass(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )
     brake = Brake(rate.watch, Machines(config, what.device, workers).watch)
-    line = ProgressLine(notes, items, workers=str(workers), watch=brake.watch)
+    line = ProgressLine(notes, items, workers=workers, watch=brake.watch)
     found = build.run(
         shards,
         rows_a_block=rows_a_block,
@@ -106,8 +107,9 @@ def _pass(
             summary.add(marker)
             del left[marker.shard]
         line.refresh()
-    summary.fill = line.counts.fill
-    summary.steady_items_s = line.steady_items_s
+    summary.fill = line.pace.counts.fill
+    summary.steady_items_s = line.pace.steady_items_s
+    summary.stages = line.pace.steady
 
 
 def _commit_config(

@@ -240,12 +240,17 @@ class Encode:
         if self._progress is None:
             return
         errors = Counter(table["error_code"].drop_null().to_pylist())
+        ceiling_flop_s = self._encoder.ceiling_flop_s
         self._progress.add.remote(
             Counts(
                 items=table.num_rows,
                 errors=errors,
                 tokens=counts.tokens,
                 capacity=counts.capacity,
+                encoded_blocks=1,
+                encode_s=counts.seconds,
+                flop=counts.flop if ceiling_flop_s else 0,
+                ceiling_flop=counts.seconds * ceiling_flop_s,
             )
         )
 

@@ -35,18 +35,17 @@ class PackedEncoder:
     def __init__(self, config: EncodeConfig) -> None:
         import torch  # noqa: PLC0415 (only the actor pays its two seconds)
 
-        from encoder import PackRunner, load_encoder  # noqa: PLC0415
+        from encoder import PackRunner, ceiling_flop_s, load_encoder  # noqa: PLC0415
 
         torch.set_num_threads(1)
         self._config = config
+        dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
         self._model = load_encoder(
-            config.location,
-            seed=config.seed,
-            device=config.device,
-            dtype=torch.float32 if config.dtype == "float32" else torch.bfloat16,
+            config.location, seed=config.seed, device=config.device, dtype=dtype
         )
         if config.device == "cuda":
             self._model.compile_blocks()
+        self.ceiling_flop_s = ceiling_flop_s(config.device, dtype)
         self.device_name = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
         runner = PackRunner(
             self._model,

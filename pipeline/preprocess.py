@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,13 @@ from pipeline.location import digest
 from pipeline.objects import Fetched
 from pipeline.options import ProcessorOptions
 from pipeline.reach import Reach
+from pipeline.stopwatch import Stopwatch
 from pipeline.storage import storage_for
 from processors import AspectRatioError, DecodeError, MediaOptions
 from processors.sandbox import Decoder, DecoderLimits, Decoding, SandboxError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 # Enough requests in flight to hide an object store's latency behind decoding, and few enough
 # bytes that a call's memory stays small beside its output.
@@ -109,7 +114,7 @@ class Preprocess:
     last one's pixels. Two calls may overlap: one fetches, one decodes.
     """
 
-    def __init__(self, config: PreprocessConfig) -> None:
+    def __init__(self, config: PreprocessConfig, progress: ActorHandle[Any] | None = None) -> None:
         self._config = config
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
         # Beside the imports. What it raises, the first call tells: Ray leaves the calls of an actor
@@ -124,6 +129,8 @@ class Preprocess:
         self._images = GlmgaImageProcessor(**vars(config.options.images))
         self._videos = VIDEO_CLASSES[config.options.family](**vars(config.options.videos))
         self._decoding = threading.Lock()
+        self._progress = progress
+        self._watch = Stopwatch()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """A nested block of `schema.MANIFEST` rows to as many `schema.preprocessed` rows.
@@ -133,15 +140,19 @@ class Preprocess:
             MachineError: Decoder processes cannot be had here.
         """
         rows = unnest(block)
-        fetched = self._fetch(rows)
+        fetched, began = self._fetch(rows), time.monotonic()
         first = next(fetched, None)  # Under way before the other call has done its decoding.
-        with self._decoding:
+        came = time.monotonic()
+        with self._decoding, self._watch.turn(began, came) as counts:
             try:
                 items = list(self._items(chain([first] if first else [], fetched)))
             except SandboxError as error:
                 raise MachineError(
                     f"{socket.gethostname()}: {error}; shards stay open, run the same command again"
                 ) from error
+        if self._progress is not None:
+            counts.preprocessed, counts.preprocessed_blocks = rows.num_rows, 1
+            self._progress.add.remote(counts)
         return _table(rows, items)
 
     def close(self) -> None:
@@ -154,7 +165,7 @@ class Preprocess:
         """What becomes of each row: while one is resized, the next one is being decoded."""
         begun: deque[tuple[_Item, Decoding | None]] = deque()
         try:
-            for kind, file in fetched:
+            for kind, file in self._watch.over("fetch_s", fetched):
                 begun.append(self._begin(kind, file))
                 if len(begun) == 2:
                     yield self._finish(*begun.popleft())
@@ -170,12 +181,15 @@ class Preprocess:
         item = _Item(media_type=media_type)
         try:
             # Taken out, or a long clip's file would be there twice while it is decoded.
-            found = fetched.result().pop()
+            with self._watch.waiting("fetch_s"):
+                found = fetched.result().pop()
         except ItemError as error:
             item.error = error
             return item, None
         item.version, item.content_hash = found.version, digest(found.data)
-        return item, self._started().submit(found.data)
+        with self._watch.waiting("decode_s"):
+            decoder = self._started()
+        return item, decoder.submit(found.data)
 
     def _started(self) -> Decoder:
         if self._starting.done() and self._starting.exception() is not None:
@@ -206,10 +220,12 @@ class Preprocess:
         return item
 
     def _cut(self, item: _Item, decoding: Decoding) -> None:
-        info = decoding.info()
+        with self._watch.waiting("decode_s"):
+            info = decoding.info()
+        frames = self._watch.over("decode_s", decoding.frames())
         item.height, item.width = info.height, info.width
         if info.kind == "image":
-            item.patches, item.grid_thw = self._images.patches(next(decoding.frames()))
+            item.patches, item.grid_thw = self._images.patches(next(frames))
             return
         if item.media_type != "video" and self._config.options.animated != "video":
             # Blocks of images have no room for it.
@@ -217,7 +233,7 @@ class Preprocess:
         assert info.indices is not None and info.timestamps_s is not None
         item.num_frames, item.duration_s = info.total_num_frames, info.duration_s
         patcher = self._videos.patcher(len(info.indices), info.height, info.width)
-        for frame in decoding.frames():
+        for frame in frames:
             patcher.add(frame)
         item.patches, item.grid_thw = patcher.finish()
         # A segment is shown from its first frame on.

@@ -84,6 +84,14 @@ class _Pack:
                 call.block.fill(index, vector, tokens[at:end], finite[at:end])
                 at = end
 
+    def count(self) -> None:
+        """Adds up what it took."""
+        for part, results in self.parts:
+            if results is not None:
+                counts = self.places[part.start][0].block.counts
+                counts.seconds += results.seconds
+                counts.flop += results.flop
+
 
 class SharedPacks:
     """Encodes segments of blocks, in packs that calls share.
@@ -197,6 +205,7 @@ class SharedPacks:
         self._on_device -= 1
         self._changed.notify_all()  # Another may start the next pack meanwhile.
         if error is None:
+            pack.count()
             error = self._unlocked(pack.keep)
         self._end(pack, error)
         self._changed.notify_all()

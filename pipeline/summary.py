@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.marker import Marker
 from pipeline.origin import Encoder
+from pipeline.stages import Figures
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Summary:
     seconds: float = 0.0
     steady_items_s: float = 0.0
     """Items a second from the first item on, without the start."""
+    stages: Figures | None = None
+    """From the first items on, for as long as there were others to preprocess; None if never."""
 
     @property
     def failed(self) -> int:

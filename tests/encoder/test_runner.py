@@ -1,5 +1,6 @@
 """Packs run on a device: each segment's own results, whatever memory and neighbours do."""
 
+import time
 from collections import deque
 from typing import Any, Literal, NamedTuple
 
@@ -8,7 +9,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from encoder import EncoderOutput, Glm4vVisionModel, PackResults, PackRunner, is_out_of_memory
+from encoder import (
+    EncoderOutput,
+    Glm4vVisionModel,
+    PackResults,
+    PackRunner,
+    forward_flop,
+    is_out_of_memory,
+)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -94,6 +102,15 @@ def test_tokens_that_are_not_kept_do_not_come(small_model: Glm4vVisionModel) -> 
     assert results is not None
     assert results.vectors.shape == (6, 24)
     assert (results.tokens.shape, results.finite.shape) == ((0, 24), (0,))
+
+
+def test_a_pack_tells_how_long_it_took_and_what_it_computed(small_model: Glm4vVisionModel) -> None:
+    began = time.perf_counter()
+    ((_, results),) = run(small_model, make_pack())
+    most_s = time.perf_counter() - began
+    assert results is not None
+    assert 0 < results.seconds < most_s
+    assert results.flop == forward_flop(small_model.config, [(1, *size) for size in SIZES])
 
 
 def test_tokens_too_large_for_float16_are_told(small_model: Glm4vVisionModel) -> None:

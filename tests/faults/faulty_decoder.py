@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -27,11 +28,11 @@ class WatchedPreprocess(Preprocess):
 
     notes: Path
 
-    def __init__(self, config: PreprocessConfig) -> None:
+    def __init__(self, config: PreprocessConfig, progress: Any) -> None:
         self._note = self.notes / str(os.getpid())
         self._note.touch()
         Decoder._template_module = "tests.processors.hostile_template"
-        super().__init__(config)
+        super().__init__(config, progress)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         rows = super().__call__(block)

@@ -151,6 +151,12 @@ def test_the_summary_says_what_was_done_and_that_weights_are_random(clean_run, c
     assert "RANDOM weights" in said["WARNING"] and "'tiny'" in said["WARNING"]
 
 
+def test_the_summary_of_few_items_says_that_they_tell_of_no_stage(clean_run) -> None:
+    assert summary(clean_run.done.out)["limited by"] == (
+        "starting up, for most of the time: 141 items are too few to tell more"
+    )
+
+
 def test_the_summary_s_own_line_reads_the_output(clean_run) -> None:
     line = re.search(r"pandas\.read_parquet\('(.*)'\)", clean_run.done.out)
     assert line is not None

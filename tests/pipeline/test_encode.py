@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from tests.support.encoding import (
     stage,
     vectors,
 )
+from tests.support.progress import Listener
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -233,31 +235,36 @@ def test_an_encoder_that_cannot_be_loaded_fails_the_first_call(
         encode(preprocessed(GRIDS))
 
 
-@dataclass
-class Counter:
-    """Stands for the progress actor's handle."""
-
-    calls: list[Counts] = field(default_factory=list)
-
-    @property
-    def add(self) -> Counter:
-        return self
-
-    def remote(self, counts: Counts) -> None:
-        self.calls.append(counts)
-
-
 # A call that shares no packs could not have filled its last one.
 @pytest.mark.parametrize(("calls", "capacity"), [(1, 16 + 8 + 8 + 6), (2, 16 + 8 + 8 + 8)])
 def test_progress_hears_of_items_failures_tokens_and_capacity(
     preprocessed: Callable[..., pa.Table], calls: int, capacity: int
 ) -> None:
-    progress: Any = Counter()
+    progress: Any = Listener()
     encode = Encode(EncodeConfig(**{**DEFAULTS, "token_budget": 8, "calls": calls}), progress)
+    began = time.perf_counter()
     encode(preprocessed([(1, 2, 2), None, (1, 4, 6), (1, 4, 6), (1, 4, 8), (1, 8, 8)]))
+    most_s = time.perf_counter() - began
     # Packs of 16 (over the budget, full by itself), 8, 6 with 1, and 6 tokens.
     errors = collections.Counter({"corrupt": 1})
-    assert progress.calls == [Counts(items=6, errors=errors, tokens=37, capacity=capacity)]
+    (found,) = progress.calls
+    assert replace(found, encode_s=0.0) == Counts(
+        items=6, errors=errors, tokens=37, capacity=capacity, encoded_blocks=1
+    )
+    assert 0 < found.encode_s < most_s
+
+
+def test_progress_hears_of_operations_where_the_devices_ceiling_is_known(
+    preprocessed: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "ceiling_flop_s", lambda device, dtype: 1e12, raising=False)
+    progress: Any = Listener()
+    encode = Encode(EncodeConfig(**DEFAULTS), progress)
+    encode(preprocessed([(1, 2, 2), None, (3, 4, 6)]))
+    (found,) = progress.calls
+    grids = [(1, 2, 2), (3, 4, 6)]
+    assert found.flop == encoder.forward_flop(encoder.PRESETS["tiny"], grids)
+    assert found.ceiling_flop == pytest.approx(found.encode_s * 1e12)
 
 
 def test_a_seed_makes_the_vectors_what_they_are(preprocessed: Callable[..., pa.Table]) -> None:

@@ -88,6 +88,9 @@ def test_every_segment_runs_once_within_the_budget_and_comes_back_to_its_call(
         assert_right(block, call, items)
     tokens = sum(map(sum, device.lengths))
     assert sum(block.counts.tokens for block in blocks) == tokens
+    # Told by every pack once, however many calls share it: an operation a token, on this device.
+    assert sum(block.counts.flop for block in blocks) == tokens
+    assert sum(block.counts.seconds for block in blocks) == pytest.approx(tokens * token_s)
     if threads > 1:
         full = sum(max(sum(lengths), budget) for lengths in device.lengths)
         assert sum(block.counts.capacity for block in blocks) == full

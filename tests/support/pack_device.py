@@ -60,6 +60,7 @@ class Results:
     rows: np.ndarray
     starts: list[int]
     done_s: float
+    seconds: float
     error: Exception | None
 
     def wait(self) -> None:
@@ -68,6 +69,10 @@ class Results:
         self.device.under_way -= 1
         if self.error is not None:
             raise self.error
+
+    @property
+    def flop(self) -> int:
+        return len(self.rows)
 
     @property
     def vectors(self) -> torch.Tensor:
@@ -140,9 +145,10 @@ class Device:
     def _done(self, part: slice, names: list[Name], rows: list[np.ndarray]) -> tuple[slice, Any]:
         tokens = np.concatenate(rows[part])
         starts = np.cumsum([0, *map(len, rows[part])])[:-1].tolist()
-        self.free_s = max(self.free_s, time.monotonic()) + self.token_s * len(tokens)
+        takes_s = self.token_s * len(tokens)
+        self.free_s = max(self.free_s, time.monotonic()) + takes_s
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         fails = self.fails_later & {*names[part]}
         error = ValueError("it fails later") if fails else None
-        return part, Results(self, tokens, starts, self.free_s, error)
+        return part, Results(self, tokens, starts, self.free_s, takes_s, error)

@@ -1,0 +1,63 @@
+"""What the time of actors and devices goes into; measured where it passes, and never waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+from pipeline.progress import Counts
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """What a preprocessing actor's time goes into, whose calls take turns after a first wait.
+
+    A call that waits for its first file while it is another's turn costs the actor nothing.
+    """
+
+    def __init__(self) -> None:
+        self._counts = Counts()
+        self._free_since = time.monotonic()
+
+    @contextmanager
+    def turn(self, began: float, came: float) -> Iterator[Counts]:
+        """One call's turn, for one thread at a time; its counts are complete when it has ended.
+
+        Args:
+            began: When the call began to wait for its first file, by `time.monotonic`.
+            came: When that was there.
+        """
+        before_s = max(0.0, came - max(began, self._free_since))
+        self._counts = counts = Counts()
+        start, cpu_start = time.monotonic(), time.thread_time()
+        try:
+            yield counts
+        finally:
+            self._free_since = time.monotonic()
+            counts.cpu_s = time.thread_time() - cpu_start
+            counts.resize_s = self._free_since - start - counts.fetch_s - counts.decode_s
+            counts.fetch_s += before_s
+
+    @contextmanager
+    def waiting(self, what: Literal["fetch_s", "decode_s"]) -> Iterator[None]:
+        """A wait within a turn."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            waited_s = time.monotonic() - start
+            setattr(self._counts, what, getattr(self._counts, what) + waited_s)
+
+    def over(self, what: Literal["fetch_s", "decode_s"], values: Iterable[T]) -> Iterator[T]:
+        """`values`, each of which is waited for."""
+        iterator = iter(values)
+        while True:
+            with self.waiting(what):
+                try:
+                    value = next(iterator)
+                except StopIteration:
+                    return
+            yield value
