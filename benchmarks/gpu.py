@@ -32,6 +32,7 @@ from transformers.models.glm4v import Glm4vVisionModel as PeerModel
 
 from benchmarks import report
 from benchmarks.gpu_parts import DEVICE, copies, kernels, poison, products, seconds, synchronize
+from benchmarks.gpu_runs import runs
 from benchmarks.report import spread
 from benchmarks.towers import Grid, make_levels, make_peer, num_patches, pixels_of, web_grids
 from encoder import Glm4vVisionModel, fill_ratio, forward_flop, load_encoder, plan_packs
@@ -132,7 +133,6 @@ def main() -> None:
     sys.exit(1 if wrong else 0)
 
 
-@torch.inference_mode()
 def measure_all(scale: Scale) -> Iterator[tuple[str, Found]]:
     """Yields a section's name and a result, one after the other."""
     if DEVICE.type == "cpu":
@@ -150,6 +150,7 @@ def measure_all(scale: Scale) -> Iterator[tuple[str, Found]]:
     towers = Towers(model, fused)
     for name, grids in scale.packs().items():
         yield "towers", {"packs": name} | towers.measure(grids, ceiling, scale)
+    yield "runs", runs(fused, scale.packs()["web corpus"])
 
 
 def compiled(model: Glm4vVisionModel) -> tuple[Glm4vVisionModel, Found]:
@@ -189,6 +190,7 @@ class Towers:
         self._peer = make_peer(model, torch.bfloat16)
         self._exact = make_peer(model, torch.float32)
 
+    @torch.inference_mode()
     def measure(self, grids: list[Grid], ceiling: float, scale: Scale) -> Found:
         """All ways in turn, after their results were checked."""
         config = self._model.config
@@ -254,11 +256,11 @@ def check(run: Way, exact: torch.Tensor, grids: list[Grid]) -> float:
 
 def take_turns(ways: dict[str, Way], scale: Scale) -> dict[str, list[float]]:
     """Seconds a run of each way, turn by turn, the first of which warms up."""
-    runs = {name: max(1, round(scale.at_least / seconds(run, 1))) for name, run in ways.items()}
+    number = {name: max(1, round(scale.at_least / seconds(run, 1))) for name, run in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(scale.rounds):
         for name in sorted(ways, reverse=bool(turn % 2)):
-            taken[name].append(seconds(ways[name], runs[name]))
+            taken[name].append(seconds(ways[name], number[name]))
     return taken
 
 

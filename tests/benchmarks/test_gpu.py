@@ -44,6 +44,7 @@ def test_a_bare_machine_gets_every_figure_and_every_result_right(tmp_path: Path)
         assert case["right"] and set(case["ratio_to_transformers"]) == {"ours", "ours, compiled"}
     assert found["compiling"][0]["refused"] == []
     assert [case["length"] for case in found["attention"]] == [16, 64, 144]
+    assert found["runs"][0]["patches_per_s"] > 0
 
 
 def test_what_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
