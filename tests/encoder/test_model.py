@@ -12,9 +12,11 @@ from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig as R
 
 from encoder import Glm4vVisionConfig, Glm4vVisionModel, GlmgaConfig, load_encoder
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # Attention, which is none of the graphs, parts a block's MLP from its products before and after.
 GRAPHS_A_BLOCK = 4
 GRIDS = [(1, 4, 6), (2, 4, 4), (1, 2, 2), (3, 4, 6)]
+PACKS = [[(1, 4, 6)], [(1, 4, 4), (1, 2, 2)], [(3, 2, 2)], [(1, 8, 6), (2, 4, 4)], [(1, 32, 32)]]
 
 
 def make_levels(patches: int, values: int = 1176) -> torch.Tensor:
@@ -95,7 +97,16 @@ def test_gradients_reach_every_parameter(small_model: Glm4vVisionModel) -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-PACKS = [[(1, 4, 6)], [(1, 4, 4), (1, 2, 2)], [(3, 2, 2)], [(1, 8, 6), (2, 4, 4)], [(1, 32, 32)]]
+def compiled_error(model: Glm4vVisionModel) -> float:
+    """The largest difference that compiling makes in a few packs, over the largest value."""
+    device = model.downsample.weight.device
+    given = [(make_levels(sum(sizes(grids)), 588).to(device), grids) for grids in PACKS]
+    expected = [model(*pack) for pack in given]
+    torch.compiler.reset()
+    model.compile_blocks()
+    with torch.inference_mode():
+        pairs = zip([model(*pack) for pack in given], expected, strict=True)
+        return max(float((ours - own).abs().max() / own.abs().max()) for ours, own in pairs)
 
 
 def test_blocks_are_compiled_once_for_all_of_them_and_all_packs(
@@ -149,15 +160,26 @@ def test_what_fails_uncompiled_too_is_not_laid_on_the_compiler(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-6), (torch.bfloat16, 2e-2)])
 def test_compiled_blocks_give_what_they_gave(dtype: torch.dtype, bound: float) -> None:
-    model = load_encoder("tiny", dtype=dtype)
-    given = [(make_levels(sum(sizes(grids)), 588), grids) for grids in PACKS]
-    expected = [model(*pack) for pack in given]
-    torch.compiler.reset()
-    model.compile_blocks()
-    with torch.inference_mode():
-        for pack, result in zip(given, expected, strict=True):
-            error = (model(*pack) - result).abs().max() / result.abs().max()
-            assert error < bound
+    assert compiled_error(load_encoder("tiny", dtype=dtype)) < bound
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_blocks_give_what_they_gave_on_a_gpu() -> None:
+    assert compiled_error(load_encoder("small", device="cuda", dtype=torch.bfloat16)) < 2e-2
+
+
+@needs_gpu
+def test_the_host_waits_for_nothing_while_it_starts_a_pack() -> None:
+    model = load_encoder("tiny", device="cuda", dtype=torch.bfloat16)
+    levels = make_levels(sum(sizes(GRIDS))).cuda()
+    expected = model(levels, GRIDS)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = model(levels, GRIDS)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, expected)
 
 
 @pytest.mark.parametrize(
