@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from encoder.runner import PackResults, PackRunner
 
 from benchmarks.gpu_parts import DEVICE, seconds, synchronize
 from benchmarks.towers import Grid, make_levels, num_patches
 from encoder import Glm4vVisionModel
+from encoder.runner import PackResults, PackRunner
 
 _PACKS = 8
 # Of what a pack takes beside what is there before it.

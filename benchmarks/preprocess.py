@@ -35,8 +35,9 @@ from benchmarks.decoder_process import cpu_seconds, read_photos
 from benchmarks.report import ratio_lines, spread
 from processors import GlmgaImageProcessor, GlmgaImageProcessorPil, decode_image
 from processors.patches import patchify
-from processors.resize import resize_torch, target_size
+from processors.resize import resize_torch
 from processors.sandbox import Decoder
+from processors.sizes import target_size
 
 try:
     from transformers.models.glmga import image_processing_glmga as peer_torch

@@ -23,6 +23,7 @@ Pool = Literal["mean", "max"]
 Features = Literal["merged", "last_hidden_state"]
 OutputDtype = Literal["float32", "float16"]
 Animated = Literal["image", "video"]
+Decode = Literal["exact", "fast"]
 Device = Literal["auto", "cpu", "cuda"]
 ComputeDevice = Literal["cpu", "cuda"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -189,6 +190,10 @@ class EmbedConfig(RunConfig, InputConfig):
     """Most frames to look at in a clip; the family's own where not given."""
     animated: Animated = "image"
     """What animated GIF, WebP and PNG files count as: their first frame, or a clip."""
+    decode: Decode = "exact"
+    """fast decodes JPEGs at a half, a quarter or an eighth of their sides, where they are scaled
+    down to that or less: large photos at small budgets take a fraction of the time, and their
+    vectors are not quite those of exact."""
     level: Level = "item"
     """One vector an item; frame adds one a segment, which is a clip's pair of frames or a whole
     image, in frames/; token adds those and all of their tokens, in tokens/."""

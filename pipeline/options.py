@@ -8,12 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from encoder import Glm4vVisionConfig
-from pipeline.config import Animated, EmbedConfig
+from pipeline.config import Animated, Decode, EmbedConfig
 from pipeline.errors import UsageError
 from pipeline.processor_files import Brought
 from processors import ImageOptions, VideoFamily, VideoOptions, VideoSampling
 from processors.options import FAMILY_VIDEO_OPTIONS
 from processors.sandbox import MAX_FRAMES
+
+# What `--decode` is called among the fields of the fingerprint.
+_DECODERS: dict[Decode, str] = {
+    "exact": "pillow, pyav",
+    "fast": "libjpeg-turbo reduced, pillow, pyav",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +30,7 @@ class ProcessorOptions:
     family: VideoFamily
     videos: VideoOptions
     animated: Animated
+    decode: Decode = "exact"
 
     @property
     def sampling(self) -> VideoSampling:
@@ -61,7 +68,7 @@ class ProcessorOptions:
             "max_frames": videos.max_frames,
             "max_duration": videos.max_duration,
             "animated": self.animated,
-            "decode": "pillow, pyav",
+            "decode": _DECODERS[self.decode],
             "resize": "torch-bicubic-antialias",
         }
 
@@ -92,6 +99,7 @@ def processor_options(
         family=brought.family,
         videos=_video_options(config, brought.family, brought.video, shape),
         animated=config.animated,
+        decode=config.decode,
     )
 
 
@@ -139,7 +147,13 @@ def recorded_options(semantics: Mapping[str, Any], shape: Glm4vVisionConfig) -> 
             **_sizes(shape),
         ),
         animated=semantics["animated"],
+        decode=decode_of(semantics),
     )
+
+
+def decode_of(semantics: Mapping[str, Any]) -> Decode:
+    """The `--decode` of an output with these `semantics`."""
+    return next(name for name, decoder in _DECODERS.items() if decoder == semantics["decode"])
 
 
 def _most_pixels(options: ImageOptions, frames: int) -> int:

@@ -74,6 +74,7 @@ class PreprocessConfig:
             max_duration_s=self.limits.max_duration_s,
             sampling=self.options.sampling,
             animated=self.options.animated,
+            reduce_for=self.options.images if self.options.decode == "fast" else None,
         )
 
     @property
@@ -225,7 +226,8 @@ class Preprocess:
         frames = self._watch.over("decode_s", decoding.frames())
         item.height, item.width = info.height, info.width
         if info.kind == "image":
-            item.patches, item.grid_thw = self._images.patches(next(frames))
+            size = (info.height, info.width)
+            item.patches, item.grid_thw = self._images.patches(next(frames), size=size)
             return
         if item.media_type != "video" and self._config.options.animated != "video":
             # Blocks of images have no room for it.

@@ -14,7 +14,7 @@ from pipeline.errors import StorageError, UsageError
 from pipeline.identity import Identity, fingerprint, identity_of
 from pipeline.limits import Limits
 from pipeline.location import join
-from pipeline.options import recorded_options
+from pipeline.options import decode_of, recorded_options
 from pipeline.origin import Encoder
 from pipeline.processor_files import Brought
 from pipeline.sealed import seal, unseal
@@ -45,6 +45,7 @@ class Recorded:
             encoder=self.encoder.location,
             seed=self.seed or 0,
             output_dtype=self.semantics["output_dtype"],
+            decode=decode_of(self.semantics),
             **{name: self.semantics[name] for name in names},
             **{field.name: getattr(free, field.name) for field in fields(RunConfig)}
             | asdict(free.limits(self.limits))

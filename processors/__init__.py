@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         GlmgaImageProcessorPil,
     )
     from processors.media import Media, MediaInfo, MediaOptions, open_media
-    from processors.resize import resize_pil, resize_torch, smart_resize
+    from processors.resize import resize_pil, resize_torch
+    from processors.sizes import smart_resize
     from processors.video import Glm4vVideoProcessor, Glm46VVideoProcessor, GlmgaVideoProcessor
 
 __all__ = [
@@ -90,7 +91,7 @@ _LAZY = {
     "open_media": "processors.media",
     "resize_pil": "processors.resize",
     "resize_torch": "processors.resize",
-    "smart_resize": "processors.resize",
+    "smart_resize": "processors.sizes",
 }
 
 

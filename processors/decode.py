@@ -28,13 +28,15 @@ from processors.errors import DecodeError
 from processors.formats import ImageFormat, describe_content, sniff_image_format
 from processors.jpeg import decode_jpeg
 from processors.jpeg_scans import MAX_SCANS, has_too_many_scans
-from processors.orientation import Room, orientation_of, turn_upright
+from processors.orientation import Room, orientation_of, turn_upright, upright_size
 from processors.rgb import pil_to_rgb
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
+
+    from processors.options import ImageOptions
 
 DEFAULT_MAX_PIXELS: Final = 2**28 // 3
 """Pillow's own default limit: what fits into 256 MiB as RGB."""
@@ -64,22 +66,17 @@ class DecodedImage:
     """A picture as it is meant to be seen.
 
     Attributes:
-        pixels: uint8 ``[height, width, 3]``, RGB, after orientation, transparency on white.
+        pixels: uint8 ``[height, width, 3]``, RGB, after orientation, transparency on white; fewer
+            rows and columns where the picture was reduced.
         format: What the bytes were, whatever the file was called.
+        height: Rows of the picture after orientation.
+        width: Columns likewise.
     """
 
     pixels: NDArray[np.uint8]
     format: ImageFormat
-
-    @property
-    def height(self) -> int:
-        """Rows after orientation."""
-        return int(self.pixels.shape[0])
-
-    @property
-    def width(self) -> int:
-        """Columns after orientation."""
-        return int(self.pixels.shape[1])
+    height: int
+    width: int
 
 
 class _Source(io.BytesIO):
@@ -95,7 +92,11 @@ class _Source(io.BytesIO):
 
 
 def decode_image(
-    data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, room: Room | None = None
+    data: bytes,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    room: Room | None = None,
+    reduce_for: ImageOptions | None = None,
 ) -> DecodedImage:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF or GIF file.
 
@@ -112,6 +113,8 @@ def decode_image(
         max_pixels: Largest ``width * height``, compared with the header before anything is decoded.
         room: Gives memory, uint8 ``[height, width, 3]``, for the pixels of a picture of that size.
             What can be decoded in place is; the others' pixels are in memory of their own.
+        reduce_for: Decode a JPEG at a half, a quarter or an eighth of its sides, where that is no
+            smaller than what these options will resize it to: faster, and not quite the same.
 
     Returns:
         The pixels, and the format found.
@@ -124,13 +127,16 @@ def decode_image(
         ValueError: If ``max_pixels`` is not positive.
     """
     with open_picture(data, max_pixels=max_pixels) as image:
-        pixels = decode_jpeg(data, image, room) if isinstance(image, JpegImageFile) else None
+        pixels = None
+        if isinstance(image, JpegImageFile):
+            pixels = decode_jpeg(data, image, room=room, reduce_for=reduce_for)
         if pixels is None:
             image.load()
             pixels = turn_upright(pil_to_rgb(image), orientation_of(image))
+        height, width = upright_size(image)
     image_format = sniff_image_format(data)
     assert image_format is not None
-    return DecodedImage(pixels=pixels, format=image_format)
+    return DecodedImage(pixels=pixels, format=image_format, height=height, width=width)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from processors.resize import require_counts, resize_torch, target_size
+from processors.resize import resize_torch
+from processors.sizes import require_counts, target_size
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray

@@ -15,8 +15,9 @@ from processors.inputs import flatten_images, to_rgb, warn_of_range
 from processors.options import ImageOptions, TensorKind
 from processors.patches import patchify
 from processors.pretrained import build, find_processor, folder_reader, undescribed
-from processors.resize import require_torch_resample, resize_pil, resize_torch, target_size
+from processors.resize import require_torch_resample, resize_pil, resize_torch
 from processors.sampling import VideoFamily
+from processors.sizes import target_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,13 +91,16 @@ class _ImageProcessor:
         """
         return self._preprocess(images, overrides | {"return_tensors": return_tensors})
 
-    def patches(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
+    def patches(
+        self, image: NDArray[np.uint8], *, size: tuple[int, int] | None = None
+    ) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
         """Cuts one decoded image into 8-bit patches, its temporal slice once.
 
         What ``preprocess`` does short of normalising, at an eighth of the bytes.
 
         Args:
             image: uint8 ``[H, W, 3]``, RGB.
+            size: Height and width that it had before it was reduced; the grid goes by them.
 
         Returns:
             uint8 levels ``[h * w, 3 * patch_size**2]``, columns over channel, row and column of a
@@ -109,7 +113,7 @@ class _ImageProcessor:
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-        return self._cut(image, self.options)
+        return self._cut(image, self.options, size)
 
     def get_number_of_image_patches(
         self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
@@ -150,11 +154,10 @@ class _ImageProcessor:
         return ImageFeatures(pixel_values, image_grid_thw)
 
     def _cut(
-        self, image: NDArray[Any], options: ImageOptions
+        self, image: NDArray[Any], options: ImageOptions, size: tuple[int, int] | None = None
     ) -> tuple[NDArray[Any], tuple[int, int, int]]:
-        height, width = target_size(
-            options.temporal_patch_size, image.shape[0], image.shape[1], options
-        )
+        of_height, of_width = size or image.shape[:2]
+        height, width = target_size(options.temporal_patch_size, of_height, of_width, options)
         if image.shape[:2] != (height, width):
             image = self._resize(image, height=height, width=width, resample=options.resample)
         return patchify(

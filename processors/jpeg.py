@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Final
 import simplejpeg
 
 from processors.orientation import UPRIGHT, Room, fresh, orientation_of, turn_upright
+from processors.sizes import reduced_size, reduction
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.JpegImagePlugin import JpegImageFile
+
+    from processors.options import ImageOptions
 
 # A block of 8 x 8 pixels is two bits at the least, unless one scan passes over many at once. A file
 # with fewer is cut or strange, and libjpeg-turbo would fill all of its pixels before it says so.
@@ -30,7 +33,11 @@ _SEGMENTS: Final = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)
 
 
 def decode_jpeg(
-    data: bytes, header: JpegImageFile, room: Room | None = None
+    data: bytes,
+    header: JpegImageFile,
+    *,
+    room: Room | None = None,
+    reduce_for: ImageOptions | None = None,
 ) -> NDArray[np.uint8] | None:
     """Decodes a JPEG file that Pillow has opened, and found to be within the limits.
 
@@ -40,19 +47,28 @@ def decode_jpeg(
         data: The whole file.
         header: What Pillow made of its header.
         room: Where the pixels go.
+        reduce_for: What will resize the picture, see ``decode_image``.
 
     Returns:
-        uint8 ``[height, width, 3]``, RGB, after orientation; None where Pillow has to decode it.
+        uint8 ``[height, width, 3]``, RGB, after orientation and reduction; None where Pillow has to
+        decode it.
     """
     if header.mode not in ("RGB", "L") or not _is_common(data):
         return None
     if header.width * header.height > _MOST_PIXELS_A_BYTE * len(data):
         return None
+    size = header.height, header.width
+    factor = 1 if reduce_for is None else reduction(*size, reduce_for)
+    height, width = reduced_size(*size, factor)
+    least = (height, width) if factor > 1 else (0, 0)
     orientation = orientation_of(header)
     place = room or fresh if orientation == UPRIGHT else fresh
     try:
-        stored = place(header.height, header.width)
-        found = simplejpeg.decode_jpeg(data, "RGB", buffer=stored)
+        stored = place(height, width)
+        # It reduces to the least that is still that large; where that is nothing, not at all.
+        found = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=least[0], min_width=least[1], buffer=stored
+        )
     except (ValueError, MemoryError):
         return None
     if found.shape != stored.shape:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from processors.options import ImageOptions
+
 MediaKind = Literal["image", "video"]
 
 MAX_SECONDS: Final = 1e9
@@ -48,12 +50,14 @@ class MediaOptions:
         max_duration_s: Longest clip, in seconds.
         sampling: Which frames of a clip are wanted; None refuses clips.
         animated: What GIF, WebP and APNG files with several frames count as.
+        reduce_for: What will resize pictures, if they may be decoded reduced, see ``decode_image``.
     """
 
     max_pixels: int = DEFAULT_MAX_PIXELS
     max_duration_s: float = MAX_SECONDS
     sampling: VideoSampling | None = None
     animated: MediaKind = "image"
+    reduce_for: ImageOptions | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ class MediaInfo:
 
     Attributes:
         kind: Picture or clip.
-        height: Rows after orientation, of a clip's first frame.
+        height: Rows after orientation, of a clip's first frame. Of a picture, before reduction.
         width: Columns likewise.
         total_num_frames: Frames that a clip shows; None for pictures, as all that follows.
         duration_s: Seconds.
@@ -123,7 +127,9 @@ def open_media(data: bytes | memoryview, options: MediaOptions, room: Room | Non
     head = bytes(data[:SNIFFED_BYTES])
     is_picture = sniff_image_format(head) is not None
     if is_picture and not _is_clip(data, options):
-        image = decode_image(bytes(data), max_pixels=options.max_pixels, room=room)
+        image = decode_image(
+            bytes(data), max_pixels=options.max_pixels, room=room, reduce_for=options.reduce_for
+        )
         info = MediaInfo(kind="image", height=image.height, width=image.width)
         return Media(info=info, frames=iter([image.pixels]))
     if head and not is_picture and sniff_video_format(head) is None:

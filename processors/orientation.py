@@ -15,6 +15,7 @@ Room = Callable[[int, int], "NDArray[np.uint8]"]
 """Gives memory for the pixels of a picture, by its height and width: uint8 ``[H, W, 3]``."""
 
 UPRIGHT: Final = 1
+_LYING: Final = (5, 6, 7, 8)
 
 # Views of rows and columns as they are stored, by orientation.
 _TURNS: Final[dict[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
@@ -36,6 +37,12 @@ def orientation_of(image: Image.Image) -> int:
         # Unreadable EXIF says nothing about the pixels.
         return UPRIGHT
     return orientation if orientation in _TURNS else UPRIGHT
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Finds the height and width of a decoded image after orientation."""
+    is_lying = orientation_of(image) in _LYING
+    return (image.width, image.height) if is_lying else (image.height, image.width)
 
 
 def turn_upright(

@@ -237,7 +237,7 @@ class Decoder:
             if not message:
                 raise _LostError(self._end_child())
             reply = Reply.from_bytes(message, options=self._options)
-            decoding.accept(reply)
+            decoding.accept(reply, self._options)
         except TimeoutError:
             reason = f"it took longer than {self._limits.timeout_s:g} s"
             self._lose_child(child, DecodeError("decode_timeout", reason))

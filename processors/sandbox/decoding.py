@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
 from processors.sandbox.protocol import GarbageError, Reply, Work, promised_frames
+from processors.sizes import reduced_size, reduction
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from processors.media import MediaInfo
+    from processors.media import MediaInfo, MediaOptions
     from processors.sandbox.decoder import Decoder
 
 
@@ -62,7 +63,8 @@ class Decoding:
 
         Returns:
             Views of uint8 ``[height, width, 3]``, RGB, each valid until the next one is asked for
-            or the file is closed, which it is after the last one. It raises as ``info`` does.
+            or the file is closed, which it is after the last one. A picture may be reduced, if it
+            was to be. It raises as ``info`` does.
         """
         return self._iterator
 
@@ -82,8 +84,8 @@ class Decoding:
         self._received = 0
         self._pixels = None
 
-    def accept(self, reply: Reply) -> None:
-        """Checks an answer against those before it.
+    def accept(self, reply: Reply, options: MediaOptions) -> None:
+        """Checks an answer against those before it, and against what was to be decoded.
 
         Raises:
             GarbageError: If it does not go with them.
@@ -97,9 +99,9 @@ class Decoding:
         if reply.info is not None:
             if self._info not in (None, reply.info):
                 raise GarbageError("another description than before")
-            size = (reply.info.height, reply.info.width)
-            if reply.frame != size:
-                raise GarbageError(f"a first frame of {reply.frame}, not {size}")
+            sizes = _first_frame_sizes(reply.info, options)
+            if reply.frame not in sizes:
+                raise GarbageError(f"a first frame of {reply.frame}, not {sizes[0]}")
             self._info = reply.info
             self._has_info = True
 
@@ -123,3 +125,11 @@ class Decoding:
                 raise RuntimeError("this file is closed")
             yield self._pixels
         self.close()
+
+
+def _first_frame_sizes(info: MediaInfo, options: MediaOptions) -> list[tuple[int, int]]:
+    """What a first frame may have for height and width: its own, or those of a reduced picture."""
+    own = (info.height, info.width)
+    if info.kind != "image" or options.reduce_for is None:
+        return [own]
+    return [own, reduced_size(*own, reduction(*own, options.reduce_for))]

@@ -58,6 +58,14 @@ def test_of_two_runs_that_begin_an_output_at_once_the_other_must_agree(tmp_path:
     assert json.loads((output / "_patchflow/run.json").read_bytes())["semantics"]["pool"] == "mean"
 
 
+def test_an_output_is_resumed_with_the_decoding_that_it_was_begun_with(tmp_path: Path) -> None:
+    exact = begin(tmp_path)
+    assert exact.semantics["decode"] == "pillow, pyav"
+    fast = identity(config(tmp_path, decode="fast"), "cpu")
+    with pytest.raises(UsageError, match="decode was pillow, pyav, now libjpeg-turbo reduced, "):
+        check_resumable(str(tmp_path), fast.semantics)
+
+
 def test_a_presets_weights_are_not_stored(tmp_path: Path, files: Files) -> None:
     found = begin(tmp_path, seed=3)
     assert list(files(tmp_path)) == ["_patchflow/run.json"]

@@ -465,8 +465,9 @@ def test_what_is_recorded_gives_the_same_options(
     (folder / FLAT["image_processor"]).write_text(json.dumps({"size": size}))
     rates = data.draw(st.fixed_dictionaries({}, optional=RATES[family]))
     animated = data.draw(st.sampled_from(["image", "video"]))
+    decode = data.draw(st.sampled_from(["exact", "fast"]))
     budgets = {"max_pixels": max_pixels, "video_max_pixels": video_max_pixels}
-    config = EmbedConfig(output="out", **rates, **budgets, animated=animated)
+    config = EmbedConfig(output="out", **rates, **budgets, animated=animated, decode=decode)
     options = processor_options(config, brought_options(str(folder)), SHAPE)
     semantics = json.loads(json.dumps(options.semantics))
     again = recorded_options(semantics, SHAPE)

@@ -95,6 +95,20 @@ def test_an_image_becomes_the_processors_own_patches(
     assert len(row["patches"]) == grid[1] * grid[2] * 588
 
 
+def test_a_large_photo_may_be_decoded_reduced(
+    tmp_path: Path, photo: Photo, manifest_rows: Rows
+) -> None:
+    data = photo(900, 601, "JPEG")
+    (tmp_path / "x.jpg").write_bytes(data)
+    exact = GlmgaImageProcessor(**vars(OPTIONS)).patches(decode_image(data).pixels)
+    with closing(Preprocess(preprocess_config(OPTIONS, decode="fast"))) as fast:
+        (row,) = run(fast, manifest_rows([f"{tmp_path}/x.jpg"]))
+    assert (row["width"], row["height"], row["grid_thw"]) == (900, 601, list(exact[1]))
+    levels = np.frombuffer(row["patches"], np.uint8).reshape(exact[0].shape).astype(int)
+    errors = np.abs(levels - exact[0])
+    assert 0 < errors.mean() < 4
+
+
 def test_every_row_comes_out_once_in_order_with_its_own_error(
     stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
 ) -> None:
@@ -360,9 +374,9 @@ def test_a_file_that_is_being_decoded_is_in_memory_once(
 
     patches, held = stage._images.patches, []
 
-    def look(pixels: Any) -> Any:
+    def look(pixels: Any, **options: Any) -> Any:
         held.append([file() is not None for file in files])
-        return patches(pixels)
+        return patches(pixels, **options)
 
     monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Remembering())
     monkeypatch.setattr(stage._images, "patches", look)

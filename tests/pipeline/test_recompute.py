@@ -67,7 +67,10 @@ def embed(output: str, device: Any = "cpu", **options: Any) -> None:
     config = EmbedConfig(output=output, **options)
     what = identity(config, device)
     record(config, what)
-    preprocess = Preprocess(preprocess_config(what.processors.images, what.processors.videos))
+    options = what.processors
+    preprocess = Preprocess(
+        preprocess_config(options.images, options.videos, decode=options.decode)
+    )
     encode = Encode(
         EncodeConfig(
             location=config.encoder,
@@ -157,6 +160,23 @@ def test_every_configuration_is_made_again(
     embed(place, **options)
     found = recompute(place, MANY, seed=0)
     assert (found.compared, found.not_comparable, found.breaches) == (5, 0, [])
+
+
+def test_reduced_pictures_are_made_again(
+    tmp_path: Path, photo: Callable[..., bytes], freeze: Freeze
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "large.jpg").write_bytes(photo(400, 300, "JPEG"))
+    vectors = []
+    for decode in ("exact", "fast"):
+        place = str(tmp_path / decode)
+        freeze(place, str(folder))
+        embed(place, decode=decode, max_pixels=3000)
+        found = recompute(place, MANY, seed=0)
+        assert (found.compared, found.not_comparable, found.breaches) == (1, 0, [])
+        vectors.append(pq.read_table(f"{place}/embeddings")["embedding"].to_pylist())
+    assert vectors[0] != vectors[1]
 
 
 def test_the_kept_tower_is_used_where_the_checkpoint_is_gone(

@@ -245,6 +245,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"features": "last_hidden_state"},
     {"normalize": True},
     {"output_dtype": "float16"},
+    {"decode": "fast"},
 ]
 CHECKPOINT = [options for options in OPTIONS if not {"seed", "encoder"} & set(options)]
 
@@ -266,6 +267,7 @@ def assert_restored(output: Path, run: Recorded, device: Any, options: dict[str,
     assert what == expected
     assert fingerprint(what.semantics) == run.fingerprint == fingerprint(expected.semantics)
     names = ("output", "encoder", "seed", "level", "pool", "features", "normalize", "output_dtype")
+    names += ("decode",)
     assert [getattr(config, name) for name in names] == [getattr(asked, name) for name in names]
     # Given on the command line once more, it is the same configuration.
     assert identity(config, device).semantics == run.semantics

@@ -172,6 +172,13 @@ def lie(name: str, value: str) -> Media:
 
 
 @act
+def picture(height: str, width: str, *size: str) -> Media:
+    """One that says its size, and has a frame of another one."""
+    info = MediaInfo(kind="image", height=int(height), width=int(width))
+    return Media(info=info, frames=iter([pixels(1, *map(int, size))]))
+
+
+@act
 def trickle(frames: str, every_s: str) -> Media:
     def made() -> Iterator[np.ndarray]:
         for number in range(int(frames)):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from processors import DecodeError, decode, decode_image
+from processors import DecodeError, ImageOptions, decode, decode_image
 from processors.jpeg import decode_jpeg
 from tests.support.jpeg_bombs import jpeg_of
 
@@ -66,7 +66,7 @@ def outcome(data: bytes) -> Outcome:
 
 def outcome_of_pillow(data: bytes) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "decode_jpeg", lambda *_: None)
+        patch.setattr(decode, "decode_jpeg", lambda *_, **__: None)
         return outcome(data)
 
 
@@ -153,6 +153,32 @@ def test_a_picture_is_turned_as_it_says(photo: Image.Image, orientation: int) ->
         }.get(orientation)
         expected = opened.transpose(transpose) if transpose is not None else opened
         np.testing.assert_array_equal(decode_image(data).pixels, np.array(expected))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("budget", "factor"), [(60 * 60, 4), (110 * 110, 2), (200 * 200, 1)])
+def test_a_picture_is_reduced_for_what_resizes_it(
+    photo: Image.Image, orientation: int, budget: int, factor: int
+) -> None:
+    smooth = photo.resize((6, 6)).resize((239, 221), Image.Resampling.BICUBIC)
+    data = turned(smooth, orientation)
+    options = ImageOptions(min_pixels=1, max_pixels=2 * budget)
+    whole, reduced = decode_image(data), decode_image(data, reduce_for=options)
+    size = whole.pixels.shape[:2]
+    assert (reduced.height, reduced.width) == (whole.height, whole.width) == size
+    assert reduced.pixels.shape[:2] == tuple(-(-side // factor) for side in size)
+    # What is left of a block's cosine transform is about the mean of its pixels.
+    small = Image.fromarray(whole.pixels).resize(reduced.pixels.shape[1::-1], Image.Resampling.BOX)
+    error = np.abs(reduced.pixels.astype(int) - np.asarray(small)).mean()
+    assert 0 < error < 2 if factor > 1 else error == 0
+
+
+def test_what_pillow_decodes_is_not_reduced(photo: Image.Image) -> None:
+    options = ImageOptions(min_pixels=1, max_pixels=2)
+    for data in (encode(photo.convert("CMYK")), ARITHMETIC, encode(photo)[:-2]):
+        decoded = decode_image(data, reduce_for=options)
+        assert decoded.pixels.shape[:2] == (decoded.height, decoded.width)
+        np.testing.assert_array_equal(decoded.pixels, decode_image(data).pixels)
 
 
 def test_print_colours_are_left_to_pillow(photo: Image.Image) -> None:

@@ -20,7 +20,7 @@ from processors import (
     resize_torch,
     smart_resize,
 )
-from processors.resize import target_size
+from processors.sizes import reduced_size, reduction, target_size
 
 IMAGE = np.zeros((30, 30, 3), np.uint8)
 
@@ -108,6 +108,31 @@ def test_results_divide_and_keep_the_budget(
     # The budget is checked with the number of frames rounded to even, off by one at most.
     assert new_height * new_width * (frames - 1) <= high
     assert volume * (frames + 1) / frames >= low
+
+
+@pytest.mark.parametrize(
+    ("side", "factor"),
+    [(20, 1), (56, 1), (558, 1), (559, 2), (1116, 2), (1117, 4), (2232, 4), (2233, 8), (9000, 8)],
+)
+def test_a_picture_is_reduced_to_no_less_than_it_is_resized_to(side: int, factor: int) -> None:
+    assert reduction(side, side, ImageOptions(max_pixels=2 * 290 * 290)) == factor  # 280 x 280
+
+
+def test_a_picture_of_no_size_to_resize_to_is_not_reduced() -> None:
+    assert reduction(28, 28 * 201, ImageOptions(min_pixels=1, max_pixels=2 * 28 * 28)) == 1
+    assert reduction(560, 561, ImageOptions(do_resize=False)) == 1
+    assert reduction(560, 560, ImageOptions(do_resize=False)) == 1
+
+
+@given(st.integers(28, 4000), st.integers(28, 4000), st.integers(1000, 10**6))
+def test_what_is_reduced_is_never_enlarged(height: int, width: int, budget: int) -> None:
+    assume(max(height, width) <= 200 * min(height, width))
+    options = ImageOptions(min_pixels=1, max_pixels=2 * budget)
+    wanted, factor = target_size(2, height, width, options), reduction(height, width, options)
+    if factor > 1:
+        assert all(np.greater_equal(reduced_size(height, width, factor), wanted))
+    if factor < 8:
+        assert not all(np.greater_equal(reduced_size(height, width, 2 * factor), wanted))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 700), (60, 45), (301, 127)])

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from processors import DecodeError, decode_image
+from processors import DecodeError, ImageOptions, decode_image
 from processors.media import MediaInfo, MediaOptions, open_media
 from processors.sampling import VideoSampling
 from processors.sandbox import MAX_FRAMES, Decoder, DecoderLimits, SandboxError
@@ -113,6 +113,21 @@ def test_real_photos_are_what_they_are_without_a_process(
 ) -> None:
     for photo in [*photos, *sorted(goldens.glob("*.png"))]:
         assert_decoded(decoder, photo.read_bytes())
+
+
+@pytest.mark.parametrize("orientation", [1, 8])
+def test_a_reduced_picture_is_what_it_is_without_a_process(orientation: int) -> None:
+    options = MediaOptions(reduce_for=ImageOptions(min_pixels=1, max_pixels=2 * 60 * 60))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encode(noise(size=(241, 199)), "JPEG", exif=exif)
+    expected = open_media(data, options)
+    with OddDecoder(options=options) as decoder:
+        info, (found,) = read(decoder, data)
+    assert info == expected.info
+    assert sorted((info.height, info.width)) == [199, 241]
+    assert sorted(found.shape[:2]) == [50, 61]
+    np.testing.assert_array_equal(found, next(expected.frames))
 
 
 def test_a_clip_with_sound_subtitles_and_attachments_is_what_it_is_without_a_process(

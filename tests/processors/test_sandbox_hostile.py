@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from processors import DecodeError, decode_image
+from processors import DecodeError, ImageOptions, decode_image
 from processors.media import MediaOptions
 from processors.sampling import VideoSampling
 from processors.sandbox import Decoder, DecoderLimits, SandboxError
@@ -79,6 +79,8 @@ def failure(decoder: Decoder, data: bytes) -> DecodeError:
         ("large_clip 1 101", "the decoder sent garbage: a frame of 101 x 101, over the limit"),
         ("promise 4097 1", "the decoder sent garbage: expected a list of 4096 values or fewer"),
         ("lie total_num_frames 2147483648", "the decoder sent garbage: expected an integer of 1.."),
+        ("lie height 5", "the decoder sent garbage: a first frame of (4, 6), not (5, 6)"),
+        ("picture 8 8 4 4", "the decoder sent garbage: a first frame of (4, 4), not (8, 8)"),
         ("lie duration_s -0.1", "the decoder sent garbage: expected seconds of 0.."),
         ("lie indices [1,2,100]", "the decoder sent garbage: expected an integer of 0..99"),
         ("lie timestamps_s [0,2,1]", "the decoder sent garbage: frames out of order"),
@@ -97,6 +99,18 @@ def test_a_clip_where_only_pictures_are_wanted_is_garbage() -> None:
         error = failure(decoder, b"HOSTILE promise 2 2")
     assert (error.code, error.attempts) == ("decoder_crashed", 2)
     assert error.message == "the decoder sent garbage: a clip, and only pictures are wanted"
+
+
+@pytest.mark.parametrize("side", [20, 39, 41])
+def test_a_picture_reduced_by_another_factor_is_garbage(side: int) -> None:
+    options = MediaOptions(reduce_for=ImageOptions(min_pixels=1, max_pixels=2 * 28 * 28))
+    with OddDecoder(options=options) as decoder:
+        for good in (80, 40):
+            with decoder.submit(f"HOSTILE picture 80 80 {good} {good}".encode()) as decoding:
+                assert [frame.shape for frame in decoding.frames()] == [(good, good, 3)]
+        error = failure(decoder, f"HOSTILE picture 80 80 {side} {side}".encode())
+    frame = f"({side}, {side}), not (80, 80)"
+    assert error.message == f"the decoder sent garbage: a first frame of {frame}"
 
 
 def test_more_frames_than_are_wanted_are_garbage() -> None:

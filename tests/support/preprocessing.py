@@ -18,6 +18,7 @@ def preprocess_config(
     *,
     family: Any = "glmga",
     animated: Any = "image",
+    decode: Any = "exact",
     **limits: Any,
 ) -> PreprocessConfig:
     """One with limits that only hostile files reach, but for those given."""
@@ -32,6 +33,7 @@ def preprocess_config(
         family=family,
         videos=videos or VideoOptions(),
         animated=animated,
+        decode=decode,
     )
     anywhere = Reach(roots=("/",))
     return PreprocessConfig(limits=replace(ample, **limits), options=options, reach=anywhere)
