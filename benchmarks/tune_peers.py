@@ -46,11 +46,11 @@ TRIED: dict[str, list[Settings]] = {
     ],
     "daft_frame": [
         {},
+        {"concurrency": 1},
         {"concurrency": 1, "process": 0},
-        {"concurrency": 1, "process": 0, "threads": 2},
         {"concurrency": 2, "process": 0},
         {"concurrency": 1, "process": 0, "decode": "daft"},
-        {"decode": "daft"},
+        {"concurrency": 1, "threads": 2},
         {"batch_size": 16},
         {"batch_size": 32},
     ],

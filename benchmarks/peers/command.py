@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+DIMENSION = 256
+"""Of a vector."""
+
 
 def read_command(description: str | None, **settings: int | str) -> argparse.Namespace:
     """CORPUS OUTPUT WEIGHTS, and a peer's settings with the values that were found to be best."""

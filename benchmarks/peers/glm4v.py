@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torchvision_shim  # noqa: F401 (before transformers, which takes torchvision where it can)
+from command import DIMENSION
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig
@@ -20,10 +21,9 @@ TINY = {
     "depth": 1,
     "hidden_size": 128,
     "num_heads": 4,
-    "out_hidden_size": 256,
+    "out_hidden_size": DIMENSION,
     "intermediate_size": 1856,
 }
-DIMENSION = TINY["out_hidden_size"]
 
 
 class Processor:

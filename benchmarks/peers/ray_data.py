@@ -3,7 +3,8 @@
     python ray_data.py CORPUS OUTPUT WEIGHTS [--stages fused|split] [--actors N] [--batch-size N]
         [--threads N] [--blocks N]
 
-Fused, each actor preprocesses and encodes; split, one preprocesses and `--actors` encode.
+Fused, each actor preprocesses and encodes; split, one preprocesses and `--actors` encode. Actors
+import torch and transformers, which takes seconds; the driver does not.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from command import jpegs, read_command
-from glm4v import Encoder, Processor
 from ray.data import ActorPoolStrategy
 
 
@@ -22,6 +21,9 @@ class Preprocess:
     """Bytes to patches, an image at a time."""
 
     def __init__(self) -> None:
+        import torch  # noqa: PLC0415
+        from glm4v import Processor  # noqa: PLC0415
+
         torch.set_num_threads(1)
         self._processor = Processor()
 
@@ -35,10 +37,14 @@ class Encode:
     """Patches to vectors."""
 
     def __init__(self, weights: str, threads: int) -> None:
+        from glm4v import Encoder  # noqa: PLC0415
+
         self._encoder = Encoder(weights, threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Rows of paths, patches and grids."""
+        import torch  # noqa: PLC0415
+
         patches = torch.from_numpy(np.concatenate(list(batch["patches"])))
         grids = torch.from_numpy(np.stack(list(batch["grid"])))
         return {"path": batch["path"], "embedding": self._encoder(patches, grids)}
@@ -48,6 +54,8 @@ class Embed:
     """Bytes to vectors."""
 
     def __init__(self, weights: str, threads: int) -> None:
+        from glm4v import Encoder, Processor  # noqa: PLC0415
+
         self._processor, self._encoder = Processor(), Encoder(weights, threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
