@@ -10,7 +10,7 @@ import pyarrow as pa
 # What all of them may take in memory.
 _MOST_BYTES = 2**28
 # What Arrow keeps of a column, however few its rows are.
-_COLUMN_BYTES = 2**9
+_COLUMN_BYTES = 2**10
 
 
 class Waiting:

@@ -81,7 +81,7 @@ def _in_order(names: Iterator[str]) -> Iterator[str]:
 
 def _stored(names: list[str]) -> Iterator[str]:
     """The same names, out of a file that is gone with them."""
-    file = tempfile.TemporaryFile(prefix="patchflow-names-")
+    file = tempfile.TemporaryFile(prefix="patchflow-names-")  # noqa: SIM115 (`_lines` closes it)
     # A name may hold a line's end, but no slash.
     file.writelines(os.fsencode(name.replace("\n", "/")) + b"\n" for name in names)
     file.seek(0)

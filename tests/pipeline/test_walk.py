@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tracemalloc
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def test_names_are_in_one_order_in_memory_and_beyond(
     (tmp_path / ".hidden").touch()
     for most in (1, 2, 3, len(names), len(names) + 1):
         monkeypatch.setattr("pipeline.walk._MOST_NAMES", most)
-        assert [os.path.basename(path) for path, _ in walk(str(tmp_path))] == sorted(names)
+        assert [Path(path).name for path, _ in walk(str(tmp_path))] == sorted(names)
 
 
 def test_a_folder_of_many_files_takes_little_memory(
