@@ -22,8 +22,9 @@ from pipeline.manifest import SHARDS_A_PART, Generation
 from pipeline.reach import Reach
 from pipeline.schema import MANIFEST
 from pipeline.storage import storage_for
+from pipeline.waiting import Waiting
 
-# A shard waits in memory for each one until it is full, and each shard's objects have a folder.
+# A shard waits for each one until it is full, and each shard's objects have a folder.
 MOST_FOLDERS = 10_000
 
 
@@ -38,7 +39,7 @@ class ShardWriter:
         self.short_shards: dict[int, int] = {}
         self.shards = self.rows = self.size_bytes = 0
         self._folder = folder
-        self._open: dict[str, pa.Table] = {}
+        self._waiting = Waiting(folder)
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, rows: pa.Table) -> None:
@@ -48,14 +49,16 @@ class ShardWriter:
             UsageError: The partition values make too many folders.
         """
         for folder, group in _groups(rows, self.partition_by):
-            waiting = self._open.pop(folder, None)
-            table = group if waiting is None else pa.concat_tables([waiting, group])
-            while table.num_rows >= self.shard_rows:
-                self._write(table.slice(0, self.shard_rows))
-                table = table.slice(self.shard_rows)
-            if table.num_rows:
-                self._open[folder] = table
-            if len(self._open) > MOST_FOLDERS:
+            if group.num_rows:
+                self._waiting.add(folder, group)
+            if self._waiting.rows[folder] >= self.shard_rows:
+                table = self._waiting.take(folder)
+                while table.num_rows >= self.shard_rows:
+                    self._write(table.slice(0, self.shard_rows))
+                    table = table.slice(self.shard_rows)
+                if table.num_rows:
+                    self._waiting.add(folder, table)
+            if len(self._waiting.rows) > MOST_FOLDERS:
                 raise UsageError(
                     f"--partition-by {' '.join(self.partition_by)} makes more than "
                     f"{MOST_FOLDERS:,} folders: choose columns of fewer values"
@@ -63,8 +66,8 @@ class ShardWriter:
 
     def close(self) -> None:
         """Writes what waits as short shards, in the order in which their values came."""
-        for table in self._open.values():
-            self._write(table)
+        for folder in list(self._waiting.rows):
+            self._write(self._waiting.take(folder))
         if self._writer is not None:
             self._writer.close()
 

@@ -198,10 +198,8 @@ class LocalStorage:
 
 def _listed(folder: str, links: Links | None = None) -> Iterator[ObjectInfo]:
     try:
-        for entry in walk(folder, links):
-            # A file that vanishes while it is listed was never there.
-            with suppress(FileNotFoundError):
-                yield _info(entry.path, entry.stat())
+        for path, status in walk(folder, links):
+            yield _info(path, status)
     except FileNotFoundError:
         raise
     except OSError as error:

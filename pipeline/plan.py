@@ -1,8 +1,8 @@
 """Planning: candidates that are new or changed become a generation, cut into shards.
 
-Everything streams. What is already planned is looked up in a temporary SQLite file, so memory
-does not grow with the collection; rows wait in memory only until their shard is full, one
-open shard for every combination of partition values.
+Everything streams. What is already planned is looked up in a temporary SQLite file, and rows wait
+only until their shard is full, one open shard for every combination of partition values, on disk
+where there are many: memory does not grow with the collection.
 """
 
 from __future__ import annotations
