@@ -23,7 +23,9 @@ faults: $(VENV)/.dev
 bench: $(VENV)/.bench $(PEERS)/.ready
 	corpus=$$($(BIN)/python -m benchmarks.corpus) \
 		&& $(BIN)/python -m benchmarks.jpeg_decoders $$corpus \
+		&& $(BIN)/python -m benchmarks.decode_fast $$corpus \
 		&& $(PEERS)/bin/python -m benchmarks.preprocess $$corpus
+	$(PEERS)/bin/python -m benchmarks.video
 	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.decoder_process

@@ -99,9 +99,9 @@ def test_slow_work_of_its_own_shows_as_resizing_and_whether_it_had_a_cpu(
 ) -> None:
     patches = stage._images.patches
 
-    def slow(pixels: Any) -> Any:
+    def slow(pixels: Any, **options: Any) -> Any:
         time.sleep(0.05)
-        return patches(pixels)
+        return patches(pixels, **options)
 
     monkeypatch.setattr(stage._images, "patches", slow)
     stage(block(manifest_rows, 8))
