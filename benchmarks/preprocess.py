@@ -6,9 +6,9 @@ and its Pillow class, turn by turn in one run, at the native budget and at 224 x
     python -m benchmarks.preprocess [FOLDER] [--rounds 5] [--photos 200]
 
 Without FOLDER, the photos are scikit-image's, as JPEG. It needs transformers and torchvision, which
-may be one that was built for another torch. Each peer is first tried with all that it takes a photo
-as, and goes on with the fastest; that it decodes as fast as ours is one of those, told but not
-taken, as it is our dependency. Prints milliseconds of CPU a photo, median and range over the
+may be one that was built for another torch. On the first 40 photos each peer is tried with all that
+it takes a photo as, and goes on with the fastest; after our decoder is one of those, told but not
+taken. Prints milliseconds of CPU a photo, median and range over the
 rounds, in all and by step, ratios within the rounds, and the bytes handed on; writes them to
 benchmarks/results/preprocess.json. All levels are compared in the same run.
 """
