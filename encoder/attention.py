@@ -164,10 +164,11 @@ def _attend_onednn(
         query_LE = query_BHLE[batch, head] * head_dim**-0.5
         key_LE = key_BHLE[batch, head].contiguous()
         value_EL = value_BHLE[batch, head].T.contiguous()
-        parts = [
-            linear(linear(q_QE, key_LE).softmax(-1), value_EL) for q_QE in query_LE.split(step)
-        ]
-        out_BLHE[batch, :, head] = torch.cat(parts)
+        # Nothing made here is kept: it would lie in the holes that earlier scores have left, the
+        # next would not fit there, and a long segment's would add up to the whole matrix.
+        both = (torch.split(x_LE, step) for x_LE in (query_LE, out_BLHE[batch, :, head]))
+        for query_QE, out_QE in zip(*both, strict=True):
+            out_QE.copy_(linear(linear(query_QE, key_LE).softmax(-1), value_EL))
     return out_BLHE.transpose(1, 2)
 
 

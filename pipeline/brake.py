@@ -7,10 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import FrameType, TracebackType
 
 import ray
 
+from pipeline.budgets import Claims
 from pipeline.cluster import Workers, plan_workers
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.errors import ErrorRateError, PatchflowError, ResizedError
@@ -105,8 +107,11 @@ class Machines:
     on they would wait for ever, and all later shards behind them.
     """
 
-    def __init__(self, config: EmbedConfig, device: ComputeDevice, workers: Workers) -> None:
-        self._config, self._device, self._workers = config, device, workers
+    def __init__(
+        self, config: EmbedConfig, device: ComputeDevice, claims: Claims, workers: Workers
+    ) -> None:
+        self._possible = partial(plan_workers, config, device, claims)
+        self._workers = workers
         self._seen = workers
         self._since = self._looked = time.monotonic()
 
@@ -117,7 +122,7 @@ class Machines:
             return
         self._looked = now
         try:
-            possible = plan_workers(self._config, self._device)
+            possible = self._possible()
         except ray.exceptions.RayError:
             return  # The cluster does not answer now; the next look tells.
         if possible != self._seen:

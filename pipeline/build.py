@@ -28,6 +28,7 @@ from ray.actor import ActorHandle
 
 from pipeline import schema
 from pipeline.assemble import committed
+from pipeline.budgets import BLOCK_BYTES
 from pipeline.cluster import Workers
 from pipeline.commit import CommitConfig
 from pipeline.encode import Encode, EncodeConfig
@@ -35,8 +36,6 @@ from pipeline.manifest import Shard, read_shard
 from pipeline.marker import Marker
 from pipeline.preprocess import Preprocess, PreprocessConfig
 
-# A call's output is one block: this bounds it, with the largest item in every row.
-_BLOCK_BYTES = 64 * 2**20
 _BLOCK_ROWS = 64
 # How often a source task asks whether its shard may start.
 _GATE_S = 0.2
@@ -187,14 +186,14 @@ def read_rows(
 def cuts(kinds: Sequence[str | None], rows_a_block: int, limits: PreprocessConfig) -> list[int]:
     """Where a shard is cut into blocks: before each of these rows, and at its end.
 
-    A block has `rows_a_block` rows at most, and patches of `_BLOCK_BYTES` at most, whatever its
+    A block has `rows_a_block` rows at most, and patches of `BLOCK_BYTES` at most, whatever its
     items turn out to be; an item that may be larger has a block of its own.
     """
     found, block_bytes = [0], 0
     for row, kind in enumerate(kinds):
         most = limits.clip_bytes if kind == "video" else limits.item_bytes
         rows = row - found[-1]
-        if rows and (rows == rows_a_block or block_bytes + most > _BLOCK_BYTES):
+        if rows and (rows == rows_a_block or block_bytes + most > BLOCK_BYTES):
             found.append(row)
             block_bytes = 0
         block_bytes += most

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipeline.budgets import Claims
 from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
 from pipeline.strangers import refuse_open_cluster
@@ -27,9 +28,6 @@ _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # Pages of the object store count as memory of every process that has touched them.
 _OBJECT_STORE_BYTES = 512 * 2**20
 _MOST_COMMITS = 16
-# What an actor holds itself; one that preprocesses also answers for its decoder process.
-_PREPROCESS_BYTES = 2**30
-_ENCODE_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,19 +229,18 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in found if node["Alive"]]
 
 
-def plan_workers(config: EmbedConfig, device: ComputeDevice) -> Workers:
+def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> Workers:
     """How the cluster's CPUs, GPUs and memory are shared out; what the user says goes."""
     resources = _resources()
     cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
-    memory = _PREPROCESS_BYTES + config.limits().decoder_memory_bytes
-    per_cpu, fitting = _memory(_nodes(), memory, device)
+    per_cpu, encoders, fitting = _memory(_nodes(), claims, device)
     if device == "cuda":
         encode = config.encoder_actors or max(1, gpus)
         preprocess = config.preprocess_actors or min(fitting, cpus)
         # A GPU's actor feeds it and little more: claiming a CPU could keep it off its machine.
         cpu_actors, encode_cpus, encode_gpus = preprocess, 0.0, 1 / -(-encode // max(1, gpus))
     else:
-        encode = config.encoder_actors or max(1, cpus // 2)
+        encode = config.encoder_actors or min(encoders, max(1, cpus // 2))
         preprocess = config.preprocess_actors or min(fitting, max(1, cpus - encode))
         cpu_actors, encode_cpus, encode_gpus = preprocess + encode, 1.0, 0.0
     # More actors than CPUs share them, so many to each: any other share might fit on no machine.
@@ -255,22 +252,28 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice) -> Workers:
         preprocess_cpus=share,
         encode_cpus=min(encode_cpus, share),
         encode_gpus=encode_gpus,
-        preprocess_bytes=max(1, int(min(memory, share * per_cpu))),
-        encode_bytes=max(1, int(min(_ENCODE_BYTES, share * per_cpu))),
+        preprocess_bytes=max(1, int(min(claims.preprocess, share * per_cpu))),
+        encode_bytes=max(1, int(min(claims.encode, share * per_cpu))),
     )
 
 
 def _memory(
-    nodes: list[dict[str, float]], preprocess_bytes: int, device: ComputeDevice
-) -> tuple[float, int]:
-    """Bytes for every CPU, on the machine that has the fewest; and how many actors have room."""
-    per_cpu, fitting = math.inf, 0
+    nodes: list[dict[str, float]], claims: Claims, device: ComputeDevice
+) -> tuple[float, int, int]:
+    """Bytes for every CPU, on the machine that has the fewest; and how many actors have room.
+
+    Those are the encoders that a CPU runs, and the others beside them.
+    """
+    per_cpu, encode, preprocess = math.inf, 0, 0
     for node in nodes:
         cpus, most = node.get("CPU", 0.0), node.get("memory", math.inf)
         if not cpus:
             continue
-        encoders = node.get("GPU", 0.0) if device == "cuda" else max(1.0, cpus // 2)
-        left = max(0.0, most - encoders * _ENCODE_BYTES)
+        encode += int(min(cpus, most / claims.encode))
+        encoders = node.get("GPU", 0.0)
+        if device == "cpu":
+            encoders = max(1.0, min(cpus // 2, most // claims.encode))
+        left = max(0.0, most - encoders * claims.encode)
         per_cpu = min(per_cpu, (left if device == "cuda" else most) / cpus)
-        fitting += int(min(cpus, left // preprocess_bytes))
-    return per_cpu, max(1, fitting)
+        preprocess += int(min(cpus, left / claims.preprocess))
+    return per_cpu, max(1, encode), max(1, preprocess)

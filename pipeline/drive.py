@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import build, layout, schema
 from pipeline.brake import Brake, ErrorRate, Machines
+from pipeline.budgets import claims
 from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
@@ -77,19 +78,20 @@ def _pass(
 ) -> None:
     """One pipeline over what is `left`, laid out for the machines that are there now."""
     shards, frozen = list(left.values()), planned[0]
-    workers = plan_workers(config, what.device)
     reach = reach_of(planned, follow_links=config.follow_links)
     preprocess = PreprocessConfig(limits=config.limits(), options=what.processors, reach=reach)
-    items = sum(shard.rows for shard in shards)
-    rows_a_block = build.block_rows(items, workers)
     budget = config.token_budget or _TOKEN_BUDGETS[what.device]
     encode = EncodeConfig.of(config, what, budget)
+    claimed = claims(preprocess, encode, what.encoder.config)
+    workers = plan_workers(config, what.device, claimed)
+    items = sum(shard.rows for shard in shards)
+    rows_a_block = build.block_rows(items, workers)
     window = build.window(rows_a_block, frozen.shard_rows, workers, calls=encode.calls)
     notes = _beside_the_driver(Notes, window)
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )
-    brake = Brake(rate.watch, Machines(config, what.device, workers).watch)
+    brake = Brake(rate.watch, Machines(config, what.device, claimed, workers).watch)
     line = ProgressLine(notes, items, workers=workers, watch=brake.watch)
     found = build.run(
         shards,

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.blame import fetch_item
+from pipeline.budgets import FETCHED_BYTES
 from pipeline.errors import ItemError, MachineError
 from pipeline.limits import Limits
 from pipeline.location import digest
@@ -34,12 +35,10 @@ from processors.sandbox import Decoder, DecoderLimits, Decoding, SandboxError
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-# Enough requests in flight to hide an object store's latency behind decoding, and few enough
-# bytes that a call's memory stays small beside its output.
+# Enough requests in flight to hide an object store's latency behind decoding.
 _FETCHERS = 8
-_FETCHED_BYTES = 64 * 2**20
 # Of a file whose manifest says no size: a few of them fill the bound.
-_GUESSED_BYTES = _FETCHED_BYTES // 4
+_GUESSED_BYTES = FETCHED_BYTES // 4
 
 _LISTED = "a clip that is listed as an image; a manifest's media_type column can say video"
 # A file, in a list that whoever decodes it empties.
@@ -250,7 +249,7 @@ class Preprocess:
             *(rows[name].to_pylist() for name in columns), strict=True
         ):
             cost = min(size or _GUESSED_BYTES, most)
-            while waiting and (ahead + cost > _FETCHED_BYTES or len(waiting) >= 2 * _FETCHERS):
+            while waiting and (ahead + cost > FETCHED_BYTES or len(waiting) >= 2 * _FETCHERS):
                 yield self._due(waiting[0])
                 ahead -= waiting.popleft().cost
             read = partial(self._read, uri, version)

@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -297,3 +301,35 @@ def test_long_and_short_segments_share_a_pack_on_a_gpu(
         found = attend(*spoiled, Segments.of(lengths, qkv[0].device)).split(lengths)
         for n, (ours, before) in enumerate(zip(found, clean, strict=True)):
             assert torch.equal(ours, before) == (n != place)
+
+
+# Of a photo of five megapixels; how much of it there is depends on how the allocator takes a size.
+GROWTH = """
+import torch
+from pathlib import Path
+from encoder.attention import Segments, attend
+
+def most(name):
+    return 1024 * int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
+
+torch.set_num_threads(1)
+qkv = torch.ones(24336, 3, 1, 64).unbind(1)
+Path("/proc/self/clear_refs").write_text("5")
+before = most("VmRSS")
+with torch.inference_mode():
+    attend(*qkv, Segments.of([24336], qkv[0].device))
+print(most("VmHWM") - before)
+"""
+
+
+def test_the_scores_of_a_long_segment_are_never_all_there() -> None:
+    """With the allocator as it is on a cluster, without the settings of a local run."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH],
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env=env,
+    )
+    assert int(done.stdout) < 4 * 24336**2 / 4

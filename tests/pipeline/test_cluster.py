@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cluster
+from pipeline.budgets import Claims
 from pipeline.cluster import Workers, plan_workers
 from pipeline.config import EmbedConfig
 from pipeline.errors import UsageError
@@ -17,12 +18,20 @@ GIB = 2**30
 Node = dict[str, float]
 
 
-def planned(nodes: list[Node], device: Any = "cpu", **options: Any) -> Workers:
+def planned(
+    nodes: list[Node],
+    device: Any = "cpu",
+    claims: tuple[float, float] = (2.5, 1),
+    **options: Any,
+) -> Workers:
+    """Of actors that claim so many GiB, of the first and of the second kind."""
+    preprocess, encode = (max(1, int(claim * GIB)) for claim in claims)
     totals = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU", "memory")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "_resources", lambda: totals)
         patch.setattr(cluster, "_nodes", lambda: nodes)
-        return plan_workers(EmbedConfig(output="unused", **options), device)
+        config = EmbedConfig(output="unused", **options)
+        return plan_workers(config, device, Claims(preprocess=preprocess, encode=encode))
 
 
 def node(cpus: float, memory_gib: float, gpus: float = 0) -> Node:
@@ -33,8 +42,6 @@ def test_where_memory_is_ample_every_actor_claims_its_own() -> None:
     found = planned([node(8, 64)])
     assert (found.preprocess, found.encode) == (4, 4)
     assert (found.preprocess_bytes, found.encode_bytes) == (2.5 * GIB, GIB)
-    found = planned([node(8, 64)], decoder_memory_bytes=3 * GIB)
-    assert found.preprocess_bytes == 4 * GIB
 
 
 def test_where_memory_is_short_fewer_actors_preprocess() -> None:
@@ -42,6 +49,14 @@ def test_where_memory_is_short_fewer_actors_preprocess() -> None:
     assert planned([node(32, 34)]).preprocess == 7
     assert planned([node(8, 11, gpus=1)], "cuda").preprocess == 4
     assert planned([node(8, 11, gpus=1)] * 3, "cuda").preprocess == 12
+    # So do fewer encoders run on CPUs, if their weights take all.
+    found = planned([node(32, 34)], claims=(2.5, 10))
+    assert (found.preprocess, found.encode) == (1, 3)
+    assert planned([node(32, 4)], claims=(2.5, 10)).encode == 1
+    assert planned([node(32, 34)], claims=(2.5, 10), encoder_actors=4).encode == 4
+    # Eight CPUs and 8 GiB, of which 3 are taken.
+    found = planned([node(8, 5)], claims=(2.8, 0.7))
+    assert (found.preprocess, found.encode) == (1, 4)
     # What the user says goes, at smaller claims.
     assert planned([node(8, 11, gpus=1)], "cuda", preprocess_actors=8).preprocess == 8
 
@@ -59,17 +74,16 @@ def test_where_memory_is_short_fewer_actors_preprocess() -> None:
     ),
     device=st.sampled_from(["cpu", "cuda"]),
     actors=st.none() | st.integers(1, 40),
-    limit=st.integers(1, 2**36),
+    claims=st.tuples(st.floats(1e-9, 64), st.floats(1e-9, 64)),
 )
 def test_claims_fit_wherever_the_cpus_and_gpus_do(
-    nodes: list[Node], device: str, actors: int | None, limit: int
+    nodes: list[Node], device: str, actors: int | None, claims: tuple[float, float]
 ) -> None:
-    options = {"preprocess_actors": actors, "decoder_memory_bytes": limit}
-    found = planned(nodes, device, **options)
+    found = planned(nodes, device, claims, preprocess_actors=actors)
     for each in nodes:
         claimed = 0.0
         if device == "cuda":
-            claimed = each["GPU"] * min(found.encode_bytes, GIB)
+            claimed = each["GPU"] * found.encode_bytes
         # However the actors that claim CPUs are spread.
         shares = each["CPU"] / found.preprocess_cpus
         most = max(found.preprocess_bytes, 0 if device == "cuda" else found.encode_bytes)
