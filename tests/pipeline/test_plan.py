@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import InputConfig
 from pipeline.errors import RaceError, StorageError, UsageError
-from pipeline.known import PlanReport
+from pipeline.known import Known, PlanReport
 from pipeline.location import item_id
 from pipeline.manifest import Generation, committed, generations, read_shard, shards_of
 from pipeline.plan import plan
@@ -232,6 +233,16 @@ def test_an_item_that_is_named_twice_is_planned_once(tmp_path: Path, freeze: Fre
     report, generation = freeze(output, photo, str(tmp_path), f"file://{photo}")
     assert (report.new, report.duplicates) == (1, 2)
     assert generation is not None and generation.rows == 1
+
+
+def test_what_is_known_of_a_new_item_is_little_more_than_its_id(tmp_path: Path) -> None:
+    """Every look-up beyond the cache reads a page of it, and writes another."""
+    path, count = tmp_path / "known.sqlite", 4096
+    with closing(Known(path, 0)) as known:
+        rows = {"uri": [f"/{n}.jpg" for n in range(count)], "version": ["v" * 32] * count}
+        table = pa.table({**rows, "size_bytes": range(count)})
+        assert known.fresh(table, PlanReport(), None).num_rows == count
+    assert path.stat().st_size < 40 * count
 
 
 def test_a_limit_takes_the_first_items_and_the_same_command_no_more(
