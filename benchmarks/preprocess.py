@@ -7,9 +7,9 @@ and its Pillow class, turn by turn in one run, at the native budget and at 224 x
 
 Without FOLDER, the photos are scikit-image's, as JPEG. It needs transformers and torchvision, which
 may be one that was built for another torch. On the first 40 photos each peer is tried with all that
-it takes a photo as, and goes on with the fastest; after our decoder is one of those, told but not
-taken. Prints milliseconds of CPU a photo, median and range over the
-rounds, in all and by step, ratios within the rounds, and the bytes handed on; writes them to
+it takes a photo as, and goes on with the fastest; an array of our own decoder's is tried and told,
+but never taken. Prints milliseconds of CPU a photo, median and range over the rounds, in all and by
+step, ratios within the rounds, and the bytes handed on; writes them to
 benchmarks/results/preprocess.json. All levels are compared in the same run.
 """
 

@@ -1,7 +1,7 @@
 """Which settings of the peers are their best on this machine?
 
 Each peer's default against settings that differ from it, turn by turn in one run, the whole command
-on a corpus cut from real photos.
+on a corpus cut from real photos, or on clips.
 
     python -m benchmarks.tune_peers [--peer NAME] [--count 600] [--rounds 3]
 
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.contenders import OF_JPEGS, command
+from benchmarks.clips import make_clips
+from benchmarks.contenders import OF_CLIPS, command
 from benchmarks.corpus import make_corpus
 from benchmarks.process_tree import Usage, run
 from benchmarks.report import spread
@@ -54,6 +55,11 @@ TRIED: dict[str, list[Settings]] = {
         {"batch_size": 16},
         {"batch_size": 32},
     ],
+    "video_loop": [
+        {},
+        {"decode_threads": 1},
+        {"threads": 2},
+    ],
 }
 """The default of each peer, with nothing changed, comes first."""
 
@@ -61,22 +67,22 @@ TRIED: dict[str, list[Settings]] = {
 def main() -> None:
     """Tries all settings and writes the results down."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", choices=OF_JPEGS, action="append")
+    parser.add_argument("--peer", choices=TRIED, action="append")
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    corpus = make_corpus(arguments.count)
     cases = []
-    for name in arguments.peer or OF_JPEGS:
-        print(f"{name}, {arguments.count} images")
-        for case in measure(name, corpus, arguments.rounds):
+    for name in arguments.peer or TRIED:
+        media = make_clips(1) if name in OF_CLIPS else make_corpus(arguments.count)
+        print(f"{name}, {sum(1 for _ in media.iterdir())} files")
+        for case in measure(name, media, arguments.rounds):
             cases.append(case)
             print(describe(case), flush=True)
     results = {"images": arguments.count, "rounds": arguments.rounds, "cases": cases}
     report.write("tune_peers", results)
 
 
-def measure(name: str, corpus: Path, rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, media: Path, rounds: int) -> list[dict[str, Any]]:
     """All settings of a peer in turn, the first of which takes turns too."""
     tried = TRIED[name]
     found: list[list[Usage]] = [[] for _ in tried]
@@ -85,7 +91,7 @@ def measure(name: str, corpus: Path, rounds: int) -> list[dict[str, Any]]:
             at = (turn + place) % len(tried)
             with tempfile.TemporaryDirectory() as folder:
                 output = Path(folder) / "output"
-                found[at].append(run(command(name, corpus, output, **tried[at])))
+                found[at].append(run(command(name, media, output, **tried[at])))
     return [
         {
             "peer": name,

@@ -165,11 +165,12 @@ class _Stages:
         self.level = config.level
         self.embedding = embedding_type(what.encoder.config.out_hidden_size, config.output_dtype)
         self.tolerance = _COMPUTE[dtype] + _OUTPUT[config.output_dtype]
+        encode = EncodeConfig.of(config, what, _TOKEN_BUDGET)
+        self._encode = Encode(replace(encode, dtype=dtype))
+        # Last: it starts a process, which nobody would end if the encoder could not be loaded.
         self._preprocess = Preprocess(
             PreprocessConfig(limits=config.limits(), options=what.processors, reach=reach)
         )
-        encode = EncodeConfig.of(config, what, _TOKEN_BUDGET)
-        self._encode = Encode(replace(encode, dtype=dtype))
 
     def close(self) -> None:
         """Ends what they have started."""
