@@ -17,7 +17,7 @@ NARROW = f"""
 import sys
 from jobs import embed
 import pipeline.drive, pipeline.build
-pipeline.build.window = lambda *sizes: {WINDOW}
+pipeline.build.window = lambda *sizes, **calls: {WINDOW}
 embed.main(sys.argv[1:])
 """
 
