@@ -9,6 +9,8 @@ Shape suffixes:
     R: rotary angles of a patch, head_dim / 2
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -63,8 +65,8 @@ class Attention(nn.Module):
         self.qkv = Linear(dim, 3 * dim, config.attention_bias, device=device, dtype=dtype)
         self.proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
         self._heads = (3, config.num_heads, config.head_dim)
-        self.attend = attend
-        """A compiled block's is kept out of its graph."""
+        self.attend: Callable[..., torch.Tensor] | None = None
+        """A compiled block's, which is kept out of its graph."""
 
     def forward(
         self, x_ND: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor, segments: Segments
@@ -72,7 +74,7 @@ class Attention(nn.Module):
         """[N, D] to [N, D]; patches see their own segment only."""
         qkv_N3HE = self.qkv(x_ND).unflatten(-1, self._heads)
         query_NHE, key_NHE = rotate(qkv_N3HE[:, :2], cos_NR, sin_NR).unbind(1)
-        out_NHE = self.attend(query_NHE, key_NHE, qkv_N3HE[:, 2], segments)
+        out_NHE = (self.attend or attend)(query_NHE, key_NHE, qkv_N3HE[:, 2], segments)
         out_ND: torch.Tensor = self.proj(out_NHE.flatten(1))
         return out_ND
 

@@ -23,6 +23,7 @@ SEMANTIC = {
     "fps": (1.0, "fps"),
     "max_frames": (32, "max_frames"),
     "animated": ("video", "animated"),
+    "decode": ("fast", "decode"),
     "level": ("frame", "level"),
     "pool": ("max", "pool"),
     "features": ("last_hidden_state", "features"),
