@@ -51,12 +51,15 @@ def check_encoder(model: Glm4vVisionModel) -> None:
         )
     state = model.state_dict()
     example = state["downsample.weight"]
-    # Whatever the caller's default device.
-    with torch.inference_mode(), torch.device("cpu"):
+    on_cpu = torch.device("cpu")  # Whatever the caller's default device.
+    with torch.inference_mode(), on_cpu:
         error = _attention_error(example, model.config.head_dim)
         _hold("attention results are", error, _bound(example, 1), example)
         levels_NP, grids = known_input(model.config)
+    # As anyone else calls it: for another default device, compiled blocks would be compiled anew.
+    with torch.inference_mode():
         ours = model.forward_features(levels_NP.to(example.device), grids)
+    with torch.inference_mode(), on_cpu:
         # Float32: float64 would take four times as long to show no more.
         plain = partial(
             reference_features,

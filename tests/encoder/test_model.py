@@ -10,7 +10,13 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig as ReferenceConfig
 
-from encoder import Glm4vVisionConfig, Glm4vVisionModel, GlmgaConfig, load_encoder
+from encoder import (
+    Glm4vVisionConfig,
+    Glm4vVisionModel,
+    GlmgaConfig,
+    check_encoder,
+    load_encoder,
+)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # Attention, which is none of the graphs, parts a block's MLP from its products before and after.
@@ -123,6 +129,7 @@ def test_blocks_are_compiled_once_for_all_of_them_and_all_packs(
     with torch.inference_mode():
         for pack, result in zip(given, expected, strict=True):
             torch.testing.assert_close(small_model(*pack), result, rtol=0, atol=1e-6)
+    check_encoder(small_model)
     assert counter.frame_count == 2 * GRAPHS_A_BLOCK
 
 
