@@ -56,7 +56,7 @@ class Segments:
     @classmethod
     def of(cls, lengths: list[int], device: torch.device) -> "Segments":
         """Builds the lengths' device copy."""
-        offsets = torch.tensor(cu_seqlens(lengths), dtype=torch.int32)
+        offsets = torch.tensor(cu_seqlens(lengths), dtype=torch.int32, device="cpu")
         return cls(lengths=tuple(lengths), offsets=send(offsets, device))
 
     def part(self, first: int, count: int) -> "Segments":

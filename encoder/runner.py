@@ -203,7 +203,7 @@ class PackRunner:
         on_gpu = self._sending is not None
         # PyTorch keeps pinned buffers for reuse, and hands one out again only once the copies
         # from it are done: two or three serve a whole run.
-        levels_NP = torch.empty(rows, values, dtype=torch.uint8, pin_memory=on_gpu)
+        levels_NP = torch.empty(rows, values, dtype=torch.uint8, device="cpu", pin_memory=on_gpu)
         np.concatenate(segments, out=levels_NP.numpy())
         if self._sending is None:
             return levels_NP

@@ -97,6 +97,13 @@ def test_every_segments_results_are_those_of_the_segment_alone(
     torch.testing.assert_close(tokens, torch.cat(alone).half(), rtol=1e-3, atol=1e-5)
 
 
+def test_the_callers_default_device_is_not_asked(small_model: Glm4vVisionModel) -> None:
+    expected = joined(run(small_model, make_pack()))
+    with torch.device("meta"):
+        found = joined(run(small_model, make_pack()))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_tokens_that_are_not_kept_do_not_come(small_model: Glm4vVisionModel) -> None:
     ((_, results),) = run(small_model, make_pack())
     assert results is not None
