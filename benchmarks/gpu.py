@@ -31,7 +31,7 @@ import transformers
 from transformers.models.glm4v import Glm4vVisionModel as PeerModel
 
 from benchmarks import report
-from benchmarks.gpu_parts import DEVICE, copies, kernels, poison, products, seconds, synchronize
+from benchmarks.gpu_parts import DEVICE, copies, kernels, poisoned, products, seconds, synchronize
 from benchmarks.gpu_runs import runs
 from benchmarks.report import spread
 from benchmarks.towers import Grid, make_levels, make_peer, num_patches, pixels_of, web_grids
@@ -187,6 +187,8 @@ class Towers:
     def __init__(self, model: Glm4vVisionModel, fused: Glm4vVisionModel) -> None:
         self._model = model
         self._fused = fused
+        # Weights must not lie in what others have left, which would stay with them.
+        torch.cuda.empty_cache()
         self._peer = make_peer(model, torch.bfloat16)
         self._exact = make_peer(model, torch.float32)
 
@@ -248,9 +250,8 @@ def pooled(tokens: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
 def check(run: Way, exact: torch.Tensor, grids: list[Grid]) -> float:
     """Least cosine of an item's mean token with the truth's; -1 where one is not finite."""
     run()  # Whatever is made once is made by now.
-    poison()
-    found = pooled(run(), grids)
-    cosine = float(torch.cosine_similarity(found, exact, dim=1).min())
+    with poisoned():
+        cosine = float(torch.cosine_similarity(pooled(run(), grids), exact, dim=1).min())
     return -1.0 if math.isnan(cosine) else round(cosine, 6)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -44,17 +45,24 @@ def seconds(run: Callable[[], object], runs: int) -> float:
     return (time.perf_counter() - start) / runs
 
 
-def poison() -> None:
-    """Fills free memory with NaN, which shows where something is read that nobody wrote."""
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Free memory is full of NaN, which shows where something is read that nobody wrote.
+
+    It is given back at the end, for which nothing that is made within may be kept: a weight or a
+    table in it would hold all of it, and leave nothing to fill the next time.
+    """
     synchronize()
     sizes = [2**12] * 64 + [2**16] * 16
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
         # In one piece, so that all that comes next is cut from it; 2 GiB are left to libraries.
         sizes.append(max(0, torch.cuda.mem_get_info()[0] - 2**31) // 4)
-    # They are free when this returns, and stay with PyTorch.
+    # They are free before anything is run, and stay with PyTorch until the end.
     spoiled = [torch.full((size,), float("nan"), device=DEVICE) for size in sizes]
     del spoiled
+    yield
+    torch.cuda.empty_cache()
 
 
 def products(rows: int, rounds: int) -> Iterator[dict[str, Any]]:
@@ -122,8 +130,8 @@ def _measure(run: Callable[[], torch.Tensor], exact: torch.Tensor, tflop: float)
         run()
     except (RuntimeError, NotImplementedError) as error:
         return {"refuses": str(error).split("\n", maxsplit=1)[0][:120]}
-    poison()
-    error = float((run().float() - exact).norm() / exact.norm())
+    with poisoned():
+        error = float((run().float() - exact).norm() / exact.norm())
     runs = max(1, round(0.05 / seconds(run, 3))) if DEVICE.type == "cuda" else 1
     speeds = [tflop / seconds(run, runs) for _ in range(_TURNS)]
     return {"tflop_per_s": spread(speeds), "error": round(error, 5), "right": error < 0.02}

@@ -26,6 +26,8 @@ Sizes = list[tuple[int, int]]
 def runs(model: Glm4vVisionModel, grids: list[Grid]) -> dict[str, Any]:
     """A pack of stills again and again, as actors run them, against the tower alone."""
     device: Literal["cpu", "cuda"] = "cuda" if DEVICE.type == "cuda" else "cpu"
+    # What stays must not lie in what others have left: there would be room for a whole pack.
+    torch.cuda.empty_cache()
     runner = PackRunner(model, device=device)
     levels_NP = make_levels(model.config, grids)
     sizes = [(height, width) for _, height, width in grids]

@@ -35,7 +35,7 @@ def web_grids(patches: int, *, median: int, merge: int, most: int) -> list[Grid]
         sides = [max(1, int(side / merge)) * merge for side in (height, area / height)]
         grids.append((1, sides[0], sides[1]))
         left -= sides[0] * sides[1]
-    # As `plan_packs` sorts them.
+    # As packs are sorted.
     return sorted(grids, key=lambda grid: grid[1] * grid[2], reverse=True)
 
 

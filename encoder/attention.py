@@ -109,7 +109,7 @@ def attend(
 
 
 def _runs(segments: Segments, limit: int) -> Iterator[tuple[bool, Segments]]:
-    """Cuts a pack where the backend changes; two runs a kind of patches, as `plan_packs` sorts."""
+    """Cuts a pack where the backend changes: once a kind of patches, where lengths are sorted."""
     first = 0
     for short, run in groupby(segments.lengths, lambda length: length < limit):
         count = len(list(run))
@@ -133,7 +133,7 @@ def _attend_varlen(
 def _attend_sdpa(
     query_NHE: torch.Tensor, key_NHE: torch.Tensor, value_NHE: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
-    """Batches neighbours of equal length, which `plan_packs` puts together.
+    """Batches neighbours of equal length: packs are best sorted by it.
 
     Measured on one CPU core: 256 segments of 16 patches take 2.2 ms so against 6.7 ms one by
     one. Gathering equal lengths from all over a pack first copies queries, keys, values and
