@@ -44,6 +44,9 @@ class LocalStorage:
     def __init__(self) -> None:
         # The file that was last read well, by the mount that it is on.
         self._read: dict[str, str] = {}
+        # The folder and the device of that file, and their mount: finding it takes 40 system calls,
+        # over which threads that fetch would fight for the interpreter.
+        self._place: tuple[tuple[str, int], str] | None = None
 
     def check_root(self, root: str) -> None:
         """The nearest thing that exists on the way to `root` must be a folder."""
@@ -91,7 +94,8 @@ class LocalStorage:
                 # A file that grows meanwhile has another version; the kernel's own, which may go on
                 # for ever, have no size.
                 data = file.read(before.size_bytes)
-                after = _info(uri, os.fstat(file.fileno()))
+                status = os.fstat(file.fileno())
+                after = _info(uri, status)
         except (FileNotFoundError, NotADirectoryError):
             self._check_mounts(uri)
             raise ItemError("not_found", "the file is gone") from None
@@ -106,8 +110,14 @@ class LocalStorage:
         if after.version != before.version:
             raise _changed(before.version, after.version)
         if data:
-            self._read[_mount(uri)] = uri
+            self._read[self._mount(uri, status.st_dev)] = uri
         return Fetched(data=data, version=after.version)
+
+    def _mount(self, uri: str, device: int) -> str:
+        known, place = self._place, (uri.rpartition("/")[0], device)
+        if known is None or known[0] != place:
+            known = self._place = place, _mount(uri)
+        return known[1]
 
     def _check_mounts(self, uri: str) -> None:
         """Raises StorageError if `uri` is below a mount that was read from and is gone, or broken.
