@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
-import av
 from PIL import Image
 
 from processors.animation import AnimationReader, is_animated
@@ -25,7 +24,6 @@ from processors.formats import (
 from processors.metadata import VideoMetadata
 from processors.orientation import Room
 from processors.sampling import VideoFamily, VideoSampling
-from processors.video_reader import VideoReader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,6 +141,9 @@ def open_media(data: bytes | memoryview, options: MediaOptions, room: Room | Non
     if is_picture:
         reader = AnimationReader(bytes(data), max_pixels=options.max_pixels)
     else:
+        # PyAV is a tenth of a second of imports, and not for those who only name what they want.
+        from processors.video_reader import VideoReader  # noqa: PLC0415
+
         reader = VideoReader(data, max_pixels=options.max_pixels)
     return _open_clip(reader, options)
 
@@ -240,6 +241,8 @@ def _sample_pictures() -> Iterator[bytes]:
 
 
 def _sample_clip() -> bytes:
+    import av  # noqa: PLC0415 (as above)
+
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=8)
