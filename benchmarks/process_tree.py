@@ -4,7 +4,8 @@ CPU seconds: what a process waits for is in its own account once it has ended, t
 and whatever loses its parent becomes this process's child (PR_SET_CHILD_SUBREAPER), so the accounts
 of the children reaped here hold everything but the children of those that ignore SIGCHLD (Ray's
 raylet does): these vanish from all accounts, and are counted as they were last seen, at most
-`SCAN_S` before. Memory: proportional set size, in which a shared page counts once.
+`SCAN_S` before. Memory: proportional set size, in which a shared page counts once, looked at every
+`MEMORY_S`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SCAN_S = 0.2
-MEMORY_S = 1.0
+# Both take time of whoever has many processes: memory is counted page by page.
+SCAN_S = 0.5
+MEMORY_S = 5.0
 # What still runs this long after the command has ended is killed.
 PATIENCE_S = 20.0
 _SET_CHILD_SUBREAPER = 36

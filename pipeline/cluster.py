@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.budgets import Claims
 from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
+from pipeline.one_machine import few_actors, say_nothing, start_little
 from pipeline.strangers import refuse_open_cluster
 
 # What drivers of GPUs put there: NVIDIA's, that of Windows' subsystem, AMD's.
@@ -119,7 +120,8 @@ def ray_running(*, verbose: bool, insecure: bool = False) -> Iterator[None]:
             head: str = ray.get_runtime_context().gcs_address
             dashboard = getattr(ray._private.worker._global_node, "webui_url", None)
             refuse_open_cluster(head, dashboard, insecure=insecure)
-        yield
+        with nullcontext() if in_cluster() else few_actors():
+            yield
     finally:
         ray.shutdown()
 
@@ -145,11 +147,11 @@ def _init(*, verbose: bool) -> None:
 
     if not verbose:
         # It also prints what the cluster says of lost machines, over the progress line.
-        ray._private.worker.print_to_stdstream = _say_nothing
+        ray._private.worker.print_to_stdstream = say_nothing
     level = logging.INFO if verbose else logging.CRITICAL
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     if not in_cluster():
-        _start_little(log_monitor=verbose)
+        start_little(log_monitor=verbose)
         options |= {
             "address": "local",
             "object_store_memory": _OBJECT_STORE_BYTES,
@@ -170,25 +172,6 @@ def _init(*, verbose: bool) -> None:
             f"joining RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if in_cluster() else "starting Ray"
         )
         raise ClusterError(f"{where} failed: {reason}") from error
-
-
-def _start_little(*, log_monitor: bool) -> None:
-    """Keeps Ray from starting what a cluster of one machine, without a dashboard, has no use for.
-
-    It has no options for that. Its API server, autoscaler and agents' modules (those of
-    `ray[default]`) are three of the four seconds that it takes to start, and one of two to end.
-    """
-    import ray._private.node  # noqa: PLC0415
-    import ray._private.utils  # noqa: PLC0415
-
-    useless = ["start_api_server", "start_monitor", *([] if log_monitor else ["start_log_monitor"])]
-    for name in useless:
-        setattr(ray._private.node.Node, name, _say_nothing)
-    ray._private.utils.get_dashboard_dependency_error = ImportError
-
-
-def _say_nothing(*args: Any, **options: Any) -> None:
-    pass
 
 
 def choose_device(device: Device) -> ComputeDevice:

@@ -1,0 +1,122 @@
+"""What Ray starts for a cluster, and one machine has no use for: left out of a local run.
+
+Ray has no options for it, so functions of its own that start it are replaced. One of another
+name, in another version, is started as ever.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+
+def start_little(*, log_monitor: bool) -> None:
+    """Keeps Ray from starting what a cluster of one machine, without a dashboard, has no use for.
+
+    Its API server, autoscaler and agents' modules (those of `ray[default]`) are three of the four
+    seconds that it takes to start, and one of two to end. Call it before Ray starts.
+    """
+    import ray._private.node  # noqa: PLC0415 (Ray reads its environment when imported)
+    import ray._private.utils  # noqa: PLC0415
+
+    useless = ["start_api_server", "start_monitor", *([] if log_monitor else ["start_log_monitor"])]
+    for name in useless:
+        setattr(ray._private.node.Node, name, say_nothing)
+    ray._private.utils.get_dashboard_dependency_error = ImportError
+
+
+@contextmanager
+def few_actors() -> Iterator[None]:
+    """Keeps Ray Data from starting actors of its own beside the driver.
+
+    Each of the three takes a second of a core, just when all cores are at work on the first items.
+    """
+    tracker = "get_or_create_actor_location_tracker"
+    replaced: dict[tuple[str, str], _Here] = {
+        ("stats", "get_or_create_stats_actor"): _Here(_Statistics()),
+        (
+            "cluster_autoscaler.default_autoscaling_coordinator",
+            "get_or_create_autoscaling_coordinator",
+        ): _Here(_Coordinator()),
+        ("utils.cached_ray_internals", tracker): _Here(_Locations()),
+        ("execution.operators.actor_pool_map_operator", tracker): _Here(_Locations()),
+    }
+    with ExitStack() as stack:
+        for (place, name), here in replaced.items():
+            with suppress(ImportError, AttributeError):
+                module = import_module(f"ray.data._internal.{place}")
+                stack.callback(setattr, module, name, getattr(module, name))
+                setattr(module, name, partial(_itself, here))
+        yield
+
+
+class _Here:
+    """Called as an actor is, in the process that calls."""
+
+    def __init__(self, instance: object) -> None:
+        self._instance = instance
+
+    def __getattr__(self, name: str) -> _Method:
+        if name.startswith("_"):  # Pickling asks for what is not there.
+            raise AttributeError(name)
+        return _Method(getattr(self._instance, name))
+
+
+class _Method:
+    def __init__(self, call: Callable[..., object]) -> None:
+        self._call = call
+
+    def remote(self, *args: Any, **options: Any) -> Any:
+        import ray  # noqa: PLC0415
+
+        return ray.put(self._call(*args, **options))
+
+
+class _Statistics:
+    """For a dashboard; but the names of datasets come from here, too."""
+
+    def gen_dataset_id(self) -> str:
+        return uuid.uuid4().hex
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return say_nothing
+
+
+class _Coordinator:
+    """Shares a cluster out among datasets; here one has it all, and there is no more to ask for."""
+
+    def request_resources(self, **options: Any) -> None:
+        pass
+
+    def cancel_request(self, requester: str) -> None:
+        pass
+
+    def get_reserved_resources(self, requester: str) -> dict[str, dict[str, float]]:
+        import ray  # noqa: PLC0415
+
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+
+
+class _Locations:
+    """Actors' machines, of which there is one."""
+
+    def update_actor_location(self, actor: str, node: str) -> None:
+        pass
+
+    def get_actor_locations(self, actors: tuple[str, ...]) -> dict[str, str]:
+        return {}
+
+
+def _itself(here: _Here) -> _Here:
+    return here
+
+
+def say_nothing(*args: Any, **options: Any) -> None:
+    """Stands for a function that is not to do anything."""

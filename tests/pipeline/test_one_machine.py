@@ -1,0 +1,72 @@
+"""A local run: what Ray starts for it, and that Ray Data works without the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.one_machine import few_actors
+
+_LOCAL = """
+import json
+from pipeline.cluster import ray_running
+
+class Double:
+    def __call__(self, batch):
+        return {"id": 2 * batch["id"]}
+
+with ray_running(verbose=False):
+    import psutil, ray
+    pool = ray.data.ActorPoolStrategy(size=1)
+    rows = ray.data.range(8).map_batches(Double, compute=pool, batch_size=2).take_all()
+    actors = [actor["ActorClassName"] for actor in ray._private.state.actors().values()]
+    commands = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
+print(json.dumps([sorted(row["id"] for row in rows), actors, commands]))
+"""
+
+
+@pytest.fixture(scope="module")
+def local_run() -> tuple[list[int], list[str], list[str]]:
+    """The rows, the actors and the processes of a small pipeline on a Ray of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _LOCAL],
+        cwd=Path(__file__).parents[2],
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    rows, actors, commands = json.loads(ended.stdout.splitlines()[-1])
+    return rows, actors, commands
+
+
+def test_a_local_run_starts_no_actors_but_the_pipeline_s(
+    local_run: tuple[list[int], list[str], list[str]],
+) -> None:
+    rows, actors, _ = local_run
+    assert rows == list(range(0, 16, 2))
+    assert [name.partition("(")[0] for name in actors] == ["MapWorker"]
+
+
+def test_a_local_run_starts_no_dashboard_autoscaler_or_log_monitor(
+    local_run: tuple[list[int], list[str], list[str]],
+) -> None:
+    _, _, commands = local_run
+    assert any("raylet" in command for command in commands)
+    for useless in ("dashboard/dashboard.py", "monitor.py", "log_monitor.py"):
+        assert not [command for command in commands if useless in command]
+
+
+def test_ray_data_is_left_as_it_was() -> None:
+    from ray.data._internal import stats
+
+    before = stats.get_or_create_stats_actor
+    with few_actors():
+        assert stats.get_or_create_stats_actor is not before
+    assert stats.get_or_create_stats_actor is before
