@@ -54,8 +54,11 @@ class Workers:
 
     @property
     def commits(self) -> int:
-        """Commits that run at once: each is in a process that takes a second of a core to start."""
-        return min(_MOST_COMMITS, 2 * self.encode)
+        """Commits that run at once: each is in a process that takes a second of a core to start.
+
+        A GPU's shards may be there before the last one is stored; a CPU's never are.
+        """
+        return min(_MOST_COMMITS, self.encode * (2 if self.encode_gpus else 1))
 
     def __str__(self) -> str:
         kind = "GPU" if self.encode_gpus else "CPU"
