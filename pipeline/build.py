@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,10 @@ def _configure() -> None:
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # Its thread in every call tells nobody anything.
     context.raise_original_map_exception = True
+    # Every worker is sent these settings, and the detectors' would have it import all that they
+    # need, a quarter of a second; what they look for does not occur here.
+    detectors: Any = SimpleNamespace(detectors=[])
+    context.issue_detectors_config = detectors
 
 
 def _source(

@@ -112,9 +112,13 @@ def ray_running(*, verbose: bool, insecure: bool = False) -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         with ThreadPoolExecutor(1) as beside:  # Ray's start is waiting for its processes.
-            importing = beside.submit(import_module, "ray.data")
+            # The second is what the first imports when it is first used.
+            importing = [
+                beside.submit(import_module, name) for name in ("ray.data", "ray.util.state")
+            ]
             _init(verbose=verbose)
-            importing.result()
+            for imported in importing:
+                imported.result()
         if not verbose:
             for name in ("ray", "ray.data"):  # Importing them has set their levels.
                 logging.getLogger(name).setLevel(logging.CRITICAL)
