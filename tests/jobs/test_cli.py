@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import shutil
 import signal
 import subprocess
@@ -48,6 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     yield call
     signal.signal(signal.SIGTERM, handler)
+    atexit.unregister(gc.freeze)  # At the tests' own end, leaks shall be leaks.
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:

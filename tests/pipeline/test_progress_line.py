@@ -67,7 +67,7 @@ def test_a_terminal_has_a_bar_and_a_line_a_stage(line: ProgressLine) -> None:
     assert stages == [
         "preprocess  97% busy, 140.8 items/s: fetch 1%, decode 56%, resize 40%",
         "encode      61% busy, 140.8 items/s, queue 64, fill 92%",
-        "commit      3% busy, 102.4 items/s, queue 448",
+        "commit      6% busy, 102.4 items/s, queue 448",
     ]
 
 
