@@ -19,17 +19,11 @@ if TYPE_CHECKING:
     from encoder.hub import pin_location
     from encoder.load import load_encoder
     from encoder.model import EncoderOutput, Glm4vVisionModel
+    from encoder.out_of_memory import is_out_of_memory
     from encoder.pack_time import ceiling_flop_s
-    from encoder.packing import (
-        Segment,
-        capacity,
-        fill_ratio,
-        next_pack,
-        plan_packs,
-        segments_of,
-    )
+    from encoder.packing import Segment, next_pack, segments_of
     from encoder.presets import preset_digest, random_tensors
-    from encoder.runner import PackResults, PackRunner, is_out_of_memory
+    from encoder.runner import PackResults, PackRunner
     from encoder.safetensors_file import CheckpointError
     from encoder.self_check import SelfCheckError, check_encoder
     from encoder.weights import (
@@ -52,18 +46,15 @@ __all__ = [
     "Segment",
     "SelfCheckError",
     "VisionTensors",
-    "capacity",
     "ceiling_flop_s",
     "check_encoder",
     "checkpoint_digest",
     "create_glm4v_vision_encoder",
-    "fill_ratio",
     "forward_flop",
     "is_out_of_memory",
     "load_encoder",
     "next_pack",
     "pin_location",
-    "plan_packs",
     "preset_digest",
     "random_tensors",
     "segments_of",
@@ -84,18 +75,15 @@ _HOME = {
     "Segment": "packing",
     "SelfCheckError": "self_check",
     "VisionTensors": "weights",
-    "capacity": "packing",
     "ceiling_flop_s": "pack_time",
     "check_encoder": "self_check",
     "checkpoint_digest": "weights",
     "create_glm4v_vision_encoder": "factories",
-    "fill_ratio": "packing",
     "forward_flop": "costs",
-    "is_out_of_memory": "runner",
+    "is_out_of_memory": "out_of_memory",
     "load_encoder": "load",
     "next_pack": "packing",
     "pin_location": "hub",
-    "plan_packs": "packing",
     "preset_digest": "presets",
     "random_tensors": "presets",
     "segments_of": "packing",

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from encoder.out_of_memory import is_out_of_memory
+
 _SIDE = 8192
 _TIMES = 3
 
@@ -57,7 +59,9 @@ def ceiling_flop_s(device: Literal["cpu", "cuda"], dtype: torch.dtype) -> float:
         square = torch.randn(_SIDE, _SIDE, device=device, dtype=dtype)
         out = torch.empty_like(square)
         best_s = min(_product_s(square, out) for _ in range(1 + _TIMES))
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return 0.0
     return 2 * _SIDE**3 / best_s
 

@@ -1,6 +1,5 @@
 """Which segments share a forward pass. Pure arithmetic, no torch."""
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -50,62 +49,12 @@ def segments_of(grid_thw: Iterable[Sequence[int]]) -> list[Segment]:
     ]
 
 
-def plan_packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Fills packs to a budget, longest segment first, each into the fullest pack it fits in.
-
-    Best-fit decreasing: never over 11/9 of the least possible number of packs (plus one). The
-    plan depends on nothing but the arguments. Runs in O(n log n) but for the upkeep of a sorted
-    list of the distinct amounts of room left; 100,000 segments take a fraction of a second.
-
-    >>> plan_packs([2, 5, 4, 3, 9], budget=7)
-    [[4], [1, 0], [2, 3]]
-
-    Args:
-        lengths: Length of each segment, in patches or tokens.
-        budget: Most that a pack may hold, in the same unit.
-
-    Returns:
-        Packs as indices into `lengths`, every index once. A pack's segments run from long to
-        short, so that equal lengths are neighbours. A segment longer than the budget is a pack
-        of its own.
-
-    Raises:
-        ValueError: The budget or a length is not positive.
-    """
-    if budget < 1:
-        raise ValueError(f"budget={budget} is not positive")
-    packs: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}  # room left -> packs that have it, the next one last
-    rooms: list[int] = []  # keys of with_room, ascending
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
-        if length < 1:
-            raise ValueError(f"lengths[{index}]={length} is not positive")
-        at = bisect_left(rooms, length)
-        if at == len(rooms):
-            pack, room = len(packs), budget
-            packs.append([])
-        else:
-            room = rooms[at]
-            pack = with_room[room].pop()
-            if not with_room[room]:
-                del with_room[room], rooms[at]
-        packs[pack].append(index)
-        left = room - length
-        if left > 0:
-            if left not in with_room:
-                with_room[left] = []
-                insort(rooms, left)
-            with_room[left].append(pack)
-    return packs
-
-
 def next_pack(lengths: Sequence[int], budget: int) -> list[int]:
     """Takes the first segment, and of the others, in their order, each that still fits.
 
     For a queue that others add to: whatever stands first is in the next pack. Taken until nothing
-    is left of segments that run from long to short, packs are first-fit decreasing, within the
-    same bound as `plan_packs`.
+    is left of segments that run from long to short, packs are first-fit decreasing: never over
+    11/9 of the least possible number of packs (plus one).
 
     >>> next_pack([5, 4, 3, 2], budget=8)
     [0, 2]
@@ -124,27 +73,6 @@ def next_pack(lengths: Sequence[int], budget: int) -> list[int]:
             pack.append(index)
             room -= length
     return pack
-
-
-def capacity(packs: Iterable[Sequence[int]], lengths: Sequence[int], budget: int) -> int:
-    """Returns what the packs could hold: the budget each, an oversize pack its own size.
-
-    >>> capacity([[4], [1, 0], [2, 3]], lengths=[2, 5, 4, 3, 9], budget=7)
-    23
-    """
-    return sum(max(budget, sum(lengths[index] for index in pack)) for pack in packs)
-
-
-def fill_ratio(packs: Sequence[Sequence[int]], lengths: Sequence[int], budget: int) -> float:
-    """Returns the share of the budget that the packs use, in 0..1.
-
-    An oversize pack counts as full. No packs waste nothing: 1.0.
-
-    >>> fill_ratio([[0, 1], [2]], lengths=[3, 4, 2], budget=9)
-    0.5
-    """
-    used = sum(lengths[index] for pack in packs for index in pack)
-    return used / capacity(packs, lengths, budget) if packs else 1.0
 
 
 def cu_seqlens(lengths: Iterable[int]) -> list[int]:

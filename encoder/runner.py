@@ -21,10 +21,8 @@ import torch
 
 from encoder.costs import forward_flop
 from encoder.model import Glm4vVisionModel
+from encoder.out_of_memory import is_out_of_memory
 from encoder.pack_time import PackSpan
-
-# What PyTorch's own exception for it does not cover: host memory, pinned memory, libraries'.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 
 Levels = npt.NDArray[np.uint8]
 
@@ -227,10 +225,3 @@ class PackRunner:
         return torch.cat(
             [stack.amax(1) if self._pool == "max" else stack.mean(1) for stack in stacks]
         )
-
-
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether memory ran out, of the host or of the device: no other fault of either."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        sign in str(error) for sign in _OUT_OF_MEMORY
-    )

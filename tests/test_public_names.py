@@ -118,14 +118,14 @@ def test_a_public_name_is_used_by_some_test_or_example(room: str, trees: list[as
 
 def test_what_nobody_uses_is_noticed() -> None:
     source = """
-from encoder import capacity, fill_ratio as ratio, load_encoder
+from encoder import next_pack as pack, load_encoder
 from processors import smart_resize
 import encoder
-ratio([], [], 1)
-encoder.plan_packs(load_encoder, smart_resize)
-other.capacity
+pack([], 1)
+encoder.segments_of(load_encoder, smart_resize)
+other.weight_bytes
 """
-    assert used_in(ast.parse(source), "encoder") == {"fill_ratio", "load_encoder", "plan_packs"}
+    assert used_in(ast.parse(source), "encoder") == {"next_pack", "load_encoder", "segments_of"}
 
 
 @pytest.mark.parametrize("name", MODULES)

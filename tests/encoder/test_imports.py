@@ -28,7 +28,7 @@ def modules_after(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "from encoder import PRESETS, Glm4vVisionConfig, plan_packs, fill_ratio",
+        "from encoder import PRESETS, Glm4vVisionConfig, next_pack, segments_of",
         "from encoder import preset_digest, PRESETS; preset_digest(PRESETS['tiny'], 0)",
         "from encoder import checkpoint_digest, vision_tensors, CheckpointError",
     ],

@@ -25,6 +25,31 @@ def test_a_cpu_has_no_ceiling_here() -> None:
     assert ceiling_flop_s("cpu", torch.float32) == 0.0
 
 
+def failing(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    """Tensors cannot be made."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(pack_time.torch, "randn", fail)
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED when"])
+def test_without_memory_for_it_there_is_no_ceiling(
+    monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    failing(monkeypatch, message)
+    assert ceiling_flop_s("cuda", torch.bfloat16) == 0.0
+
+
+def test_a_device_that_fails_at_its_ceiling_is_not_one_without_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing(monkeypatch, "CUDA error: an illegal memory access")
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        ceiling_flop_s("cuda", torch.bfloat16)
+
+
 @needs_gpu
 def test_on_a_gpu_two_packs_in_a_row_take_what_both_take_together() -> None:
     side = torch.randn(4096, 4096, device="cuda")
