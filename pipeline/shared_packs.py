@@ -49,10 +49,11 @@ class _Call:
 
 @dataclass(kw_only=True, eq=False)
 class _Pack:
-    """Segments of some calls, and what comes of parts of them."""
+    """Segments of some calls, what comes of parts of them, and how long each part took."""
 
     places: list[tuple[_Call, int]]
     parts: list[tuple[slice, PackResults | None]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # Stills first, so that kinds are two runs at most, and equal lengths are neighbours.
@@ -68,6 +69,7 @@ class _Pack:
         for _, results in self.parts:
             if results is not None:
                 results.wait()
+        self.seconds = [0.0 if results is None else results.seconds for _, results in self.parts]
 
     def keep(self) -> None:
         """Puts the results where they belong."""
@@ -86,10 +88,10 @@ class _Pack:
 
     def count(self) -> None:
         """Adds up what it took."""
-        for part, results in self.parts:
+        for (part, results), seconds in zip(self.parts, self.seconds, strict=True):
             if results is not None:
                 counts = self.places[part.start][0].block.counts
-                counts.seconds += results.seconds
+                counts.seconds += seconds
                 counts.flop += results.flop
 
 

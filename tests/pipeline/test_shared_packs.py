@@ -102,10 +102,10 @@ def test_an_error_is_that_of_the_calls_with_a_segment_in_its_pack(
     calls: list[Items], budget: int, threads: int, data: st.DataObject
 ) -> None:
     names = names_of(calls) or [(99, 0, 0)]
-    bad = [frozenset(data.draw(st.sets(st.sampled_from(names), max_size=2))) for _ in range(2)]
-    device = Device(fails_at_start=bad[0], fails_later=bad[1])
+    bad = [frozenset(data.draw(st.sets(st.sampled_from(names), max_size=2))) for _ in range(3)]
+    device = Device(fails_at_start=bad[0], fails_later=bad[1], fails_when_asked=bad[2])
     blocks, raised = encode_all(device, calls, budget, threads)
-    failed = [pack for pack in device.packs if (bad[0] | bad[1]) & {*pack}]
+    failed = [pack for pack in device.packs if frozenset.union(*bad) & {*pack}]
     assert {*raised} == {call for pack in failed for call, _, _ in pack}
     for call, (block, items) in enumerate(zip(blocks, calls, strict=True)):
         if call not in raised:

@@ -60,8 +60,9 @@ class Results:
     rows: np.ndarray
     starts: list[int]
     done_s: float
-    seconds: float
+    taken_s: float
     error: Exception | None
+    error_of_seconds: Exception | None
 
     def wait(self) -> None:
         time.sleep(max(0.0, self.done_s - time.monotonic()))
@@ -69,6 +70,12 @@ class Results:
         self.device.under_way -= 1
         if self.error is not None:
             raise self.error
+
+    @property
+    def seconds(self) -> float:
+        if self.error_of_seconds is not None:
+            raise self.error_of_seconds
+        return self.taken_s
 
     @property
     def flop(self) -> int:
@@ -91,13 +98,14 @@ class Results:
 class Device:
     """Stands for the runner of packs: notes them, and does one after the other.
 
-    It fails as a pack with one of some segments starts, or is waited for, and has no memory for
-    others. Nothing ends while `gate` is closed.
+    It fails as a pack with one of some segments starts, is waited for, or is asked how long it
+    took, and has no memory for others. Nothing ends while `gate` is closed.
     """
 
     token_s: float = 0.0
     fails_at_start: frozenset[Name] = frozenset()
     fails_later: frozenset[Name] = frozenset()
+    fails_when_asked: frozenset[Name] = frozenset()
     too_large: frozenset[Name] = frozenset()
     packs: list[list[Name]] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
@@ -149,6 +157,8 @@ class Device:
         self.free_s = max(self.free_s, time.monotonic()) + takes_s
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
-        fails = self.fails_later & {*names[part]}
-        error = ValueError("it fails later") if fails else None
-        return part, Results(self, tokens, starts, self.free_s, takes_s, error)
+        errors = [
+            ValueError("it fails later") if bad & {*names[part]} else None
+            for bad in (self.fails_later, self.fails_when_asked)
+        ]
+        return part, Results(self, tokens, starts, self.free_s, takes_s, *errors)
