@@ -73,8 +73,9 @@ class Brake:
         trace: TracebackType | None,
     ) -> None:
         signal.signal(signal.SIGUSR1, self._before)
-        if isinstance(error, _Stop) and self._error is not None:
-            raise self._error from None
+        # What else fails when all is taken down is a consequence; a person's interrupt is not.
+        if self._error is not None and isinstance(error, (_Stop, Exception)):
+            raise self._error from (None if isinstance(error, _Stop) else error)
 
 
 class ErrorRate:

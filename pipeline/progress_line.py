@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -85,13 +86,15 @@ class ProgressLine:
         return f"{done:,} of {self._total:,} items  {self._rates()}{recent}"
 
     def _watch(self) -> None:
+        # A log's disk may be full, its reader gone: whoever watches goes on to.
         if not self._console.is_terminal:
             logged = time.monotonic()
             while not self._stop.wait(_LIVE_S):
                 self._refresh_quietly()
                 if time.monotonic() >= logged + _LOGGED_S:
                     logged = time.monotonic()
-                    print(self.text(), file=sys.stderr, flush=True)
+                    with suppress(OSError):
+                        print(self.text(), file=sys.stderr, flush=True)
             return
         live = Live(
             console=self._console,
@@ -102,7 +105,8 @@ class ProgressLine:
         with live:
             while not self._stop.wait(_LIVE_S):
                 self._refresh_quietly()
-                live.refresh()
+                with suppress(OSError):
+                    live.refresh()
 
     def _refresh_quietly(self) -> None:
         try:

@@ -58,6 +58,21 @@ def test_a_persons_interrupt_stays_one_after_the_brake_has_pulled() -> None:
     assert caught.type is KeyboardInterrupt
 
 
+def test_what_fails_on_the_way_down_does_not_hide_why() -> None:
+    brake = Brake(ErrorRate(0.5, Counts()).watch)
+
+    def wait() -> None:
+        try:
+            time.sleep(PATIENCE_S)
+        finally:
+            raise ConnectionError("the actors are gone")
+
+    threading.Timer(0.1, brake.watch, [BAD]).start()
+    with pytest.raises(ErrorRateError, match="90 of 100") as caught, brake:
+        wait()
+    assert isinstance(caught.value.__cause__, ConnectionError)
+
+
 def test_earlier_passes_count_for_the_rate() -> None:
     done = Counts(items=10_000, errors=Counter(corrupt=100))
     ErrorRate(0.1, done).watch(BAD)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import sys
+import threading
 from collections import Counter
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from pipeline import progress_line
 from pipeline.progress import Counts
 from pipeline.progress_line import ProgressLine
 from tests.support.progress import workers
@@ -44,6 +48,28 @@ def shown(line: ProgressLine, width: int) -> list[str]:
     with console.capture() as found:
         console.print(line.view(width))
     return [row.rstrip() for row in ESCAPES.sub("", found.get()).splitlines()]
+
+
+class Full:
+    """A log on a disk that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        pass
+
+
+def test_the_run_is_watched_while_its_log_s_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_line, "_LIVE_S", 0.001)
+    monkeypatch.setattr(progress_line, "_LOGGED_S", 0.0)
+    monkeypatch.setattr(sys, "stderr", Full())
+    nobody: Any = None
+    looks = threading.Semaphore(0)
+    line = ProgressLine(nobody, 4504, workers=workers(), watch=lambda counts: looks.release())
+    monkeypatch.setattr(line, "refresh", lambda: None)
+    with line:
+        assert all(looks.acquire(timeout=10) for _ in range(3))
 
 
 def test_a_log_has_all_of_it_in_a_line(line: ProgressLine) -> None:
