@@ -114,6 +114,8 @@ class LocalStorage:
         return Fetched(data=data, version=after.version)
 
     def _mount(self, uri: str, device: int) -> str:
+        if Path(local_path(uri)).is_symlink():  # It may lead to another mount of the device.
+            return _mount(uri)
         known, place = self._place, (uri.rpartition("/")[0], device)
         if known is None or known[0] != place:
             known = self._place = place, _mount(uri)

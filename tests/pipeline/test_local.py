@@ -420,6 +420,23 @@ def test_files_on_a_mount_that_has_vanished_are_no_items_errors(
     assert caught.value.code == "not_found"
 
 
+def test_links_of_one_folder_may_lead_to_several_mounts(
+    store: LocalStorage, disk: Path, tmp_path: Path
+) -> None:
+    for number in range(2):
+        (disk / str(number)).write_bytes(b"data")
+    # The same file system twice: a link's device does not tell which mount it leads to.
+    (tmp_path / "links").mkdir()
+    for twice in mounted(tmp_path / "again", "--bind", str(disk)):
+        for number, place in enumerate((disk, twice)):
+            (tmp_path / f"links/{number}").symlink_to(place / str(number))
+            assert store.read(f"{tmp_path}/links/{number}") == b"data"
+        subprocess.run(["umount", twice], check=True)
+        with pytest.raises(StorageError, match=f"{twice} is no longer mounted"):
+            store.fetch(f"{tmp_path}/links/1")
+        assert store.read(f"{tmp_path}/links/0") == b"data"
+
+
 # --- what is no regular file, and where links lead ----------------------------------------------
 
 
