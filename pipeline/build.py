@@ -35,6 +35,7 @@ from pipeline.commit import CommitConfig
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.manifest import Shard, read_shard
 from pipeline.marker import Marker
+from pipeline.one_machine import is_known_ray
 from pipeline.preprocess import Preprocess, PreprocessConfig
 
 _BLOCK_ROWS = 64
@@ -114,10 +115,11 @@ def _configure() -> None:
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # Its thread in every call tells nobody anything.
     context.raise_original_map_exception = True
-    # Every worker is sent these settings, and the detectors' would have it import all that they
-    # need, a quarter of a second; what they look for does not occur here.
-    detectors: Any = SimpleNamespace(detectors=[])
-    context.issue_detectors_config = detectors
+    if is_known_ray():
+        # Every worker is sent these settings, and the detectors' would have it import all that
+        # they need, a quarter of a second; what they look for does not occur here.
+        detectors: Any = SimpleNamespace(detectors=[])
+        context.issue_detectors_config = detectors
 
 
 def _source(

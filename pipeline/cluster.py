@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import secrets
-import signal
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,6 +28,9 @@ from pipeline.strangers import refuse_open_cluster
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # Pages of the object store count as memory of every process that has touched them.
 _OBJECT_STORE_BYTES = 512 * 2**20
+# An encoder on a GPU has up to 17 blocks at once, and there are some that wait for it.
+_OBJECT_STORE_BYTES_OF_A_GPU = 2 * 2**30
+_SHARED_MEMORY = "/dev/shm"
 _MOST_COMMITS = 16
 
 
@@ -45,20 +48,14 @@ class Workers:
     encode_gpus: float
     preprocess_bytes: int
     encode_bytes: int
+    commits: int
+    """Those that run at once: each is in a process that takes a second of a core to start."""
 
     @property
     def share_of_machines(self) -> float:
         """CPUs and GPUs that all actors claim together: less where machines were lost."""
         cpus = self.preprocess * self.preprocess_cpus + self.encode * self.encode_cpus
         return cpus + self.encode * self.encode_gpus
-
-    @property
-    def commits(self) -> int:
-        """Commits that run at once: each is in a process that takes a second of a core to start.
-
-        A GPU's shards may be there before the last one is stored; a CPU's never are.
-        """
-        return min(_MOST_COMMITS, self.encode * (2 if self.encode_gpus else 1))
 
     def __str__(self) -> str:
         kind = "GPU" if self.encode_gpus else "CPU"
@@ -88,11 +85,16 @@ def quiet() -> None:
 
 
 @contextmanager
-def ray_running(*, verbose: bool, insecure: bool = False) -> Iterator[None]:
+def ray_running(
+    *, verbose: bool, insecure: bool = False, device: ComputeDevice = "cpu"
+) -> Iterator[None]:
     """Joins the cluster of the environment, or runs a local one for as long as the block.
+
+    The process is to have no other use for Ray: settings of a local one stay behind.
 
     Args:
         verbose: Whether Ray says what it does.
+        device: What the encoders of a local one run on.
         insecure: Whether a cluster that strangers may reach is joined.
 
     Raises:
@@ -109,20 +111,20 @@ def ray_running(*, verbose: bool, insecure: bool = False) -> Iterator[None]:
         _prepare_local()
     import ray  # noqa: PLC0415 (reads its environment when imported)
 
-    on_terminate = signal.getsignal(signal.SIGTERM)
+    # Ray would end the process without a word; ours stays in place.
+    ray._private.utils.set_sigterm_handler = say_nothing
     try:
         with ThreadPoolExecutor(1) as beside:  # Ray's start is waiting for its processes.
             # The second is what the first imports when it is first used.
             importing = [
                 beside.submit(import_module, name) for name in ("ray.data", "ray.util.state")
             ]
-            _init(verbose=verbose)
+            _init(verbose=verbose, device=device)
             for imported in importing:
                 imported.result()
         if not verbose:
             for name in ("ray", "ray.data"):  # Importing them has set their levels.
                 logging.getLogger(name).setLevel(logging.CRITICAL)
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in our place.
         if in_cluster():
             head: str = ray.get_runtime_context().gcs_address
             dashboard = getattr(ray._private.worker._global_node, "webui_url", None)
@@ -150,7 +152,7 @@ def _prepare_local() -> None:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(64 * 2**20))
 
 
-def _init(*, verbose: bool) -> None:
+def _init(*, verbose: bool, device: ComputeDevice) -> None:
     import ray  # noqa: PLC0415
 
     if not verbose:
@@ -162,7 +164,7 @@ def _init(*, verbose: bool) -> None:
         start_little(log_monitor=verbose)
         options |= {
             "address": "local",
-            "object_store_memory": _OBJECT_STORE_BYTES,
+            "object_store_memory": _object_store_bytes(device),
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
             # A worker that waits a second for its next task would be ended, and another started:
@@ -180,6 +182,15 @@ def _init(*, verbose: bool) -> None:
             f"joining RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if in_cluster() else "starting Ray"
         )
         raise ClusterError(f"{where} failed: {reason}") from error
+
+
+def _object_store_bytes(device: ComputeDevice) -> int:
+    """What a local cluster's takes: of a GPU's, no more than is free where memory is shared."""
+    if device == "cpu":
+        return _OBJECT_STORE_BYTES
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    wanted = int(_gpus()) * _OBJECT_STORE_BYTES_OF_A_GPU
+    return max(_OBJECT_STORE_BYTES, min(wanted, free * 9 // 10))
 
 
 def choose_device(device: Device) -> ComputeDevice:
@@ -234,6 +245,8 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
         encode = config.encoder_actors or min(encoders, max(1, cpus // 2))
         preprocess = config.preprocess_actors or min(fitting, max(1, cpus - encode))
         cpu_actors, encode_cpus, encode_gpus = preprocess + encode, 1.0, 0.0
+    # A disk is done with a shard before a CPU has embedded the next.
+    commits_are_short = device == "cpu" and not config.output.startswith("s3://")
     # More actors than CPUs share them, so many to each: any other share might fit on no machine.
     share = 1 / -(-cpu_actors // cpus)
     # Nor might a claim on memory: it is kept to what goes with the CPUs that are claimed.
@@ -245,6 +258,7 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
         encode_gpus=encode_gpus,
         preprocess_bytes=max(1, int(min(claims.preprocess, share * per_cpu))),
         encode_bytes=max(1, int(min(claims.encode, share * per_cpu))),
+        commits=min(_MOST_COMMITS, encode * (1 if commits_are_short else 2)),
     )
 
 

@@ -80,7 +80,7 @@ def embed_open(
             if begun:
                 mend(config.output, what.encoder)
             if not in_cluster():
-                stack.enter_context(ray_running(verbose=config.verbose))
+                stack.enter_context(ray_running(verbose=config.verbose, device=what.device))
             from pipeline.drive import drive  # noqa: PLC0415 (nothing to do needs no Ray)
 
             drive(config, what, shards, planned, summary)

@@ -1,17 +1,27 @@
 """What Ray starts for a cluster, and one machine has no use for: left out of a local run.
 
-Ray has no options for it, so functions of its own that start it are replaced. One of another
-name, in another version, is started as ever.
+Ray has no options for it, so functions of its own that start it are replaced; in another version
+than the one that this was written for, nothing is.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from importlib import import_module
 from typing import Any
+
+_KNOWN_RAY = "2.60.0"
+
+
+def is_known_ray() -> bool:
+    """Whether Ray's private parts are those that this was written for."""
+    import ray  # noqa: PLC0415
+
+    known: bool = ray.__version__ == _KNOWN_RAY
+    return known
 
 
 def start_little(*, log_monitor: bool) -> None:
@@ -20,6 +30,8 @@ def start_little(*, log_monitor: bool) -> None:
     Its API server, autoscaler and agents' modules (those of `ray[default]`) are three of the four
     seconds that it takes to start, and one of two to end. Call it before Ray starts.
     """
+    if not is_known_ray():
+        return
     import ray._private.node  # noqa: PLC0415 (Ray reads its environment when imported)
     import ray._private.utils  # noqa: PLC0415
 
@@ -35,6 +47,9 @@ def few_actors() -> Iterator[None]:
 
     Each of the three takes a second of a core, just when all cores are at work on the first items.
     """
+    if not is_known_ray():
+        yield
+        return
     tracker = "get_or_create_actor_location_tracker"
     replaced: dict[tuple[str, str], _Here] = {
         ("stats", "get_or_create_stats_actor"): _Here(_Statistics()),
@@ -47,10 +62,9 @@ def few_actors() -> Iterator[None]:
     }
     with ExitStack() as stack:
         for (place, name), here in replaced.items():
-            with suppress(ImportError, AttributeError):
-                module = import_module(f"ray.data._internal.{place}")
-                stack.callback(setattr, module, name, getattr(module, name))
-                setattr(module, name, partial(_itself, here))
+            module = import_module(f"ray.data._internal.{place}")
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, partial(_itself, here))
         yield
 
 
@@ -98,6 +112,10 @@ class _Coordinator:
         pass
 
     def get_reserved_resources(self, requester: str) -> dict[str, dict[str, float]]:
+        return self._resources
+
+    @cached_property
+    def _resources(self) -> dict[str, dict[str, float]]:
         import ray  # noqa: PLC0415
 
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]

@@ -118,8 +118,8 @@ def check_resumable(output: str, semantics: dict[str, Any]) -> bool:
         )
         raise UsageError(
             f"{output} was made with another configuration: {differ}. "
-            "Give the same options to resume (compute_dtype is --device's), or choose another "
-            "--output"
+            "Give the same options to resume (compute_dtype is --device's, decode --decode's), "
+            "or choose another --output"
         )
     return True
 

@@ -152,7 +152,7 @@ def warm_up() -> None:
     """Decodes a little of everything, so that all that decoding imports has been imported.
 
     After it, ``open_media`` works where opening files and sockets is denied. It takes about 20 ms
-    beyond the imports of this module.
+    beyond what it imports.
     """
     samples = [*_sample_pictures(), _sample_clip()]
     choices = [

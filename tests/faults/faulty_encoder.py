@@ -147,7 +147,7 @@ def run(photos: str, folder: Path, output: Path, way: str) -> None:
     (folder / "told.json").write_text(json.dumps(told))
 
 
-def joined(*, verbose: bool) -> contextlib.AbstractContextManager[None]:
+def joined(*, verbose: bool, device: str) -> contextlib.AbstractContextManager[None]:
     """Stands for `ray_running` where it runs already."""
     return contextlib.nullcontext()
 

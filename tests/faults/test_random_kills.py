@@ -124,6 +124,7 @@ def under_way() -> int:
         encode_gpus=0,
         preprocess_bytes=1,
         encode_bytes=1,
+        commits=1,
     )
     rows = build.block_rows(SHARDS * SHARD_ROWS, workers)
     return build.window(rows, SHARD_ROWS, workers, calls=1) * SHARD_ROWS

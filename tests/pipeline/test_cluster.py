@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def planned(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "_resources", lambda: totals)
         patch.setattr(cluster, "_nodes", lambda: nodes)
-        config = EmbedConfig(output="unused", **options)
+        config = EmbedConfig(**{"output": "unused"} | options)
         return plan_workers(config, device, Claims(preprocess=preprocess, encode=encode))
 
 
@@ -59,6 +60,26 @@ def test_where_memory_is_short_fewer_actors_preprocess() -> None:
     assert (found.preprocess, found.encode) == (1, 4)
     # What the user says goes, at smaller claims.
     assert planned([node(8, 11, gpus=1)], "cuda", preprocess_actors=8).preprocess == 8
+
+
+def test_a_disk_keeps_up_with_a_cpu_and_what_is_slower_has_two_commits_at_once() -> None:
+    assert planned([node(4, 64)]).commits == 2
+    assert planned([node(4, 64)], output="s3://bucket/output").commits == 4
+    assert planned([node(4, 64, gpus=1)], "cuda").commits == 2
+    assert planned([node(400, 6400)]).commits == 16
+
+
+def test_a_gpu_has_a_larger_object_store_as_far_as_memory_is_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "_gpus", lambda: 4.0)
+    found = []
+    for free_gib in (100, 5, 0.0625):  # The last is what Docker's containers have.
+        usage = shutil._ntuple_diskusage(0, 0, int(free_gib * GIB))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        found.append(cluster._object_store_bytes("cuda") / GIB)
+    assert found == pytest.approx([8, 4.5, 0.5])
+    assert cluster._object_store_bytes("cpu") == 0.5 * GIB
 
 
 @given(

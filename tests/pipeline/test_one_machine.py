@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipeline.one_machine import few_actors
 
@@ -30,18 +31,24 @@ print(json.dumps([sorted(row["id"] for row in rows), actors, commands]))
 """
 
 
-@pytest.fixture(scope="module")
-def local_run() -> tuple[list[int], list[str], list[str]]:
-    """The rows, the actors and the processes of a small pipeline on a Ray of its own."""
-    ended = subprocess.run(
-        [sys.executable, "-c", _LOCAL],
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    """A Python of its own, in no cluster."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
         cwd=Path(__file__).parents[2],
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         timeout=120,
     )
+
+
+@pytest.fixture(scope="module")
+def local_run() -> tuple[list[int], list[str], list[str]]:
+    """The rows, the actors and the processes of a small pipeline on a Ray of its own."""
+    ended = run(_LOCAL)
+    assert ended.returncode == 0, ended.stderr
     rows, actors, commands = json.loads(ended.stdout.splitlines()[-1])
     return rows, actors, commands
 
@@ -63,10 +70,42 @@ def test_a_local_run_starts_no_dashboard_autoscaler_or_log_monitor(
         assert not [command for command in commands if useless in command]
 
 
-def test_ray_data_is_left_as_it_was() -> None:
+def test_ray_data_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.data._internal import stats
 
     before = stats.get_or_create_stats_actor
     with few_actors():
         assert stats.get_or_create_stats_actor is not before
     assert stats.get_or_create_stats_actor is before
+    monkeypatch.setattr(ray, "__version__", "2.61.0")
+    with few_actors():
+        assert stats.get_or_create_stats_actor is before
+
+
+_TERMINATED = """
+import os, signal, threading, time
+from pipeline.cluster import ray_running
+
+def terminate(number, frame):
+    raise KeyboardInterrupt
+
+def send():
+    import ray._private.worker
+    while ray._private.worker._global_node is None:  # Its processes are being started.
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+import ray
+signal.signal(signal.SIGTERM, terminate)
+threading.Thread(target=send).start()
+try:
+    with ray_running(verbose=False):
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", ray.is_initialized())
+"""
+
+
+def test_sigterm_is_the_job_s_own_while_ray_starts() -> None:
+    ended = run(_TERMINATED)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted False\n")
