@@ -6,10 +6,9 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,42 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.blame import fetch_item
-from pipeline.budgets import FETCHED_BYTES
 from pipeline.errors import ItemError, MachineError
+from pipeline.fetching import Fetcher, File
 from pipeline.limits import Limits
 from pipeline.location import digest
-from pipeline.objects import Fetched
 from pipeline.options import ProcessorOptions
 from pipeline.reach import Reach
 from pipeline.stopwatch import Stopwatch
-from pipeline.storage import storage_for
 from processors import AspectRatioError, DecodeError, MediaOptions
 from processors.sandbox import Decoder, DecoderLimits, Decoding, SandboxError
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-# Enough requests in flight to hide an object store's latency behind decoding.
-_FETCHERS = 8
-# Of a file whose manifest says no size: a few of them fill the bound.
-_GUESSED_BYTES = FETCHED_BYTES // 4
-
 _LISTED = "a clip that is listed as an image; a manifest's media_type column can say video"
-# A file, in a list that whoever decodes it empties.
-_File = Future[list[Fetched]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fetching:
-    """One row's file on its way."""
-
-    media_type: str | None
-    cost: int
-    """Bytes that it is taken for; no more of them are read ahead."""
-    read: Callable[[int], list[Fetched]]
-    """Reads a file of so many bytes or fewer."""
-    file: _File
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +93,11 @@ class Preprocess:
 
     def __init__(self, config: PreprocessConfig, progress: ActorHandle[Any] | None = None) -> None:
         self._config = config
-        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
+        self._fetcher = Fetcher(max_bytes=config.limits.max_file_bytes, reach=config.reach)
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         # Beside the imports. What it raises, the first call tells: Ray leaves the calls of an actor
         # that raises here waiting for ever, if it is not the actor's first process (Ray 2.60).
-        self._starting = self._fetchers.submit(self._start_decoder)
+        self._starting = self._starter.submit(self._start_decoder)
         import torch  # noqa: PLC0415 (only the actor pays its two seconds)
 
         from processors import GlmgaImageProcessor  # noqa: PLC0415
@@ -140,7 +118,7 @@ class Preprocess:
             MachineError: Decoder processes cannot be had here.
         """
         rows = unnest(block)
-        fetched, began = self._fetch(rows), time.monotonic()
+        fetched, began = self._fetcher.files(rows), time.monotonic()
         first = next(fetched, None)  # Under way before the other call has done its decoding.
         came = time.monotonic()
         with self._decoding, self._watch.turn(began, came) as counts:
@@ -159,9 +137,10 @@ class Preprocess:
         """Ends the decoder process and the threads that fetch, as the end of this process does."""
         if self._starting.exception() is None:
             self._starting.result().close()
-        self._fetchers.shutdown()
+        self._starter.shutdown()
+        self._fetcher.close()
 
-    def _items(self, fetched: Iterable[tuple[str | None, _File]]) -> Iterator[_Item]:
+    def _items(self, fetched: Iterable[tuple[str | None, File]]) -> Iterator[_Item]:
         """What becomes of each row: while one is resized, the next one is being decoded."""
         begun: deque[tuple[_Item, Decoding | None]] = deque()
         try:
@@ -177,7 +156,7 @@ class Preprocess:
                 if decoding is not None:
                     decoding.close()
 
-    def _begin(self, media_type: str | None, fetched: _File) -> tuple[_Item, Decoding | None]:
+    def _begin(self, media_type: str | None, fetched: File) -> tuple[_Item, Decoding | None]:
         item = _Item(media_type=media_type)
         try:
             # Taken out, or a long clip's file would be there twice while it is decoded.
@@ -193,7 +172,7 @@ class Preprocess:
 
     def _started(self) -> Decoder:
         if self._starting.done() and self._starting.exception() is not None:
-            self._starting = self._fetchers.submit(self._start_decoder)
+            self._starting = self._starter.submit(self._start_decoder)
         return self._starting.result()
 
     def _start_decoder(self) -> Decoder:
@@ -239,38 +218,6 @@ class Preprocess:
         item.patches, item.grid_thw = patcher.finish()
         # A segment is shown from its first frame on.
         item.timestamps = list(info.timestamps_s[:: self._videos.options.temporal_patch_size])
-
-    def _fetch(self, rows: pa.Table) -> Iterator[tuple[str | None, _File]]:
-        """Media type and file of every row in order, fetched ahead within a bound of bytes."""
-        waiting: deque[_Fetching] = deque()
-        ahead, most = 0, self._config.limits.max_file_bytes
-        columns = ("uri", "version", "size_bytes", "media_type")
-        for uri, version, size, kind in zip(
-            *(rows[name].to_pylist() for name in columns), strict=True
-        ):
-            cost = min(size or _GUESSED_BYTES, most)
-            while waiting and (ahead + cost > FETCHED_BYTES or len(waiting) >= 2 * _FETCHERS):
-                yield self._due(waiting[0])
-                ahead -= waiting.popleft().cost
-            read = partial(self._read, uri, version)
-            file = self._fetchers.submit(read, cost)
-            waiting.append(_Fetching(media_type=kind, cost=cost, read=read, file=file))
-            ahead += cost
-        while waiting:
-            yield self._due(waiting.popleft())
-
-    def _due(self, next_one: _Fetching) -> tuple[str | None, _File]:
-        """A file whose turn it is: one larger than its manifest says is read now."""
-        file, most = next_one.file, self._config.limits.max_file_bytes
-        error = file.exception() if next_one.cost < most else None
-        if isinstance(error, ItemError) and error.code == "too_large":
-            file = self._fetchers.submit(next_one.read, most)
-        return next_one.media_type, file
-
-    def _read(self, uri: str, version: str | None, most: int) -> list[Fetched]:
-        reach = self._config.reach
-        found = fetch_item(storage_for(uri), uri, version=version, max_bytes=most, reach=reach)
-        return [found]
 
 
 def unnest(block: pa.Table) -> pa.Table:

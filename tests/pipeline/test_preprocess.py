@@ -266,7 +266,7 @@ class BrokenDisk:
 def test_a_storage_that_fails_is_no_items_error(
     stage: Preprocess, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: BrokenDisk())
+    monkeypatch.setattr("pipeline.fetching.storage_for", lambda uri: BrokenDisk())
     with pytest.raises(StorageError, match="Input/output error"):
         stage(nested(manifest_rows(["/a.png", "/b.png"])))
 
@@ -279,7 +279,7 @@ def test_the_stage_works_on_after_a_call_that_raised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.preprocess.storage_for", lambda uri: BrokenDisk())
+        patch.setattr("pipeline.fetching.storage_for", lambda uri: BrokenDisk())
         with pytest.raises(StorageError):
             stage(nested(manifest_rows(["/a.png"] * 40)))
     (tmp_path / "x.png").write_bytes(photo(30, 30))
@@ -317,7 +317,7 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
         leads.append(len(started) - len(leads))
         return submit(data)
 
-    monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Remembering())
+    monkeypatch.setattr("pipeline.fetching.storage_for", lambda uri: Remembering())
     monkeypatch.setattr(decoder, "submit", decode)
     # 30 MiB each by their manifest: two are within the bound, three are not.
     rows = manifest_rows([f"/{n}.png" for n in range(40)], size_bytes=[30 * 2**20] * 40)
@@ -349,7 +349,7 @@ def test_files_larger_than_their_manifest_says_are_read_when_it_is_their_turn(
             weakref.finalize(file, held.discard, id(file))
             return Fetched(data=file, version="1")
 
-    monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Large())
+    monkeypatch.setattr("pipeline.fetching.storage_for", lambda uri: Large())
     rows = manifest_rows([f"/{n}.png" for n in range(40)], size_bytes=[size_bytes] * 40)
     with closing(Preprocess(preprocess_config(max_file_bytes=2**25))) as stage:
         assert [row["error_code"] for row in run(stage, rows)] == [None] * 40
@@ -378,7 +378,7 @@ def test_a_file_that_is_being_decoded_is_in_memory_once(
         held.append([file() is not None for file in files])
         return patches(pixels, **options)
 
-    monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: Remembering())
+    monkeypatch.setattr("pipeline.fetching.storage_for", lambda uri: Remembering())
     monkeypatch.setattr(stage._images, "patches", look)
     assert run(stage, manifest_rows(["/0.png"]))[0]["error_code"] is None
     assert held == [[False]]

@@ -39,7 +39,7 @@ class Slow:
 @pytest.fixture
 def storage(photo: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> Slow:
     slow = Slow(photo(60, 40))
-    monkeypatch.setattr("pipeline.preprocess.storage_for", lambda uri: slow)
+    monkeypatch.setattr("pipeline.fetching.storage_for", lambda uri: slow)
     return slow
 
 
