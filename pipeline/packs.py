@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.block import Block, Levels
 from pipeline.errors import DeviceError
+from pipeline.imports import collector_at_rest
 from pipeline.shared_packs import SharedPacks
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ class PackedEncoder:
     """Holds the encoder. Calls may overlap: they share packs (`SharedPacks`)."""
 
     def __init__(self, config: EncodeConfig) -> None:
-        import torch  # noqa: PLC0415 (only the actor pays its two seconds)
+        with collector_at_rest():
+            import torch  # noqa: PLC0415 (only the actor pays its second)
 
-        from encoder import PackRunner, ceiling_flop_s, load_encoder  # noqa: PLC0415
+            from encoder import PackRunner, ceiling_flop_s, load_encoder  # noqa: PLC0415
 
         torch.set_num_threads(1)
         self._config = config

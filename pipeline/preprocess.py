@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pipeline import schema
 from pipeline.errors import ItemError, MachineError
 from pipeline.fetching import Fetcher, File
+from pipeline.imports import collector_at_rest
 from pipeline.limits import Limits
 from pipeline.location import digest
 from pipeline.options import ProcessorOptions
@@ -98,10 +99,11 @@ class Preprocess:
         # Beside the imports. What it raises, the first call tells: Ray leaves the calls of an actor
         # that raises here waiting for ever, if it is not the actor's first process (Ray 2.60).
         self._starting = self._starter.submit(self._start_decoder)
-        import torch  # noqa: PLC0415 (only the actor pays its two seconds)
+        with collector_at_rest():
+            import torch  # noqa: PLC0415 (only the actor pays its second)
 
-        from processors import GlmgaImageProcessor  # noqa: PLC0415
-        from processors.factories import VIDEO_CLASSES  # noqa: PLC0415
+            from processors import GlmgaImageProcessor  # noqa: PLC0415
+            from processors.factories import VIDEO_CLASSES  # noqa: PLC0415
 
         torch.set_num_threads(1)
         self._images = GlmgaImageProcessor(**vars(config.options.images))

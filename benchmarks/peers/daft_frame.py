@@ -37,7 +37,7 @@ class Embed:
 def main() -> None:
     """Embeds the corpus."""
     settings = read_command(
-        __doc__, concurrency=2, process=1, batch_size=8, threads=1, decode="pillow"
+        __doc__, concurrency=2, process=0, batch_size=16, threads=1, decode="pillow"
     )
     data = col("path").download()
     if settings.decode == "daft":

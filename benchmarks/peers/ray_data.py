@@ -66,7 +66,7 @@ class Embed:
 
 def main() -> None:
     """Embeds the corpus."""
-    settings = read_command(__doc__, stages="fused", actors=2, batch_size=16, threads=1, blocks=0)
+    settings = read_command(__doc__, stages="fused", actors=2, batch_size=16, threads=1, blocks=64)
     ray.init(logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     # Actors hold their cores for good: what is left must do for reading and writing.
