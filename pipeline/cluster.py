@@ -144,6 +144,7 @@ def _prepare_local() -> None:
         # Despite its name, all that makes Ray listen on the loopback interface alone: it would
         # take 127.0.0.1 for another name of the public address, and listen on every one.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     # glibc otherwise keeps what tensors of ever other sizes leave behind, in every thread's
     # arena; all but the first of which give theirs back again and again, for a tenth of the
     # encoder's time.
@@ -166,10 +167,18 @@ def _init(*, verbose: bool, device: ComputeDevice) -> None:
             "address": "local",
             "object_store_memory": _object_store_bytes(device),
             "include_dashboard": False,
+            # Workers have this process's environment, and nobody is there to make them another.
+            "_skip_env_hook": True,
             "_node_ip_address": "127.0.0.1",
-            # A worker that waits a second for its next task would be ended, and another started:
-            # a second of a core, again and again.
-            "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000},
+            "_system_config": {
+                # A worker that waits a second for its next task would be ended, and another
+                # started: a second of a core, again and again.
+                "idle_worker_killing_time_threshold_ms": 600_000,
+                # Ray tries to reach its object store a moment too early in half of all starts, and
+                # again after a second, ten times. Rather after 20 ms, 500 times.
+                "raylet_client_connect_timeout_milliseconds": 20,
+                "raylet_client_num_connect_attempts": 500,
+            },
         }
     try:
         # Ray has its workers import from the working directory first: it shall be ours, not one of

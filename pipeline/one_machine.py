@@ -6,14 +6,18 @@ than the one that this was written for, nothing is.
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 _KNOWN_RAY = "2.60.0"
+_AGENTS = ("dashboard_agent", "runtime_env_agent")
+_IDLE_AGENT = Path(__file__).with_name("idle_agent.py")
 
 
 def is_known_ray() -> bool:
@@ -27,18 +31,31 @@ def is_known_ray() -> bool:
 def start_little(*, log_monitor: bool) -> None:
     """Keeps Ray from starting what a cluster of one machine, without a dashboard, has no use for.
 
-    Its API server, autoscaler and agents' modules (those of `ray[default]`) are three of the four
-    seconds that it takes to start, and one of two to end. Call it before Ray starts.
+    Its API server, autoscaler and agents are four of the five seconds that it takes to start, and
+    one of two to end. Call it before Ray starts.
     """
     if not is_known_ray():
         return
     import ray._private.node  # noqa: PLC0415 (Ray reads its environment when imported)
+    import ray._private.services  # noqa: PLC0415
     import ray._private.utils  # noqa: PLC0415
 
     useless = ["start_api_server", "start_monitor", *([] if log_monitor else ["start_log_monitor"])]
     for name in useless:
         setattr(ray._private.node.Node, name, say_nothing)
-    ray._private.utils.get_dashboard_dependency_error = ImportError
+    ray._private.utils.get_dashboard_dependency_error = say_nothing  # It would import them all.
+    services = ray._private.services
+    python = services._build_python_executable_command_memory_profileable
+    services._build_python_executable_command_memory_profileable = partial(_python, python)
+
+
+def _python(
+    python: Callable[..., list[str]], component: str, *arguments: Any, **options: Any
+) -> list[str]:
+    """What runs the script of one of Ray's components."""
+    if component in _AGENTS:
+        return [sys.executable, "-I", "-S", str(_IDLE_AGENT)]
+    return python(component, *arguments, **options)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import ray
@@ -26,8 +27,12 @@ with ray_running(verbose=False):
     pool = ray.data.ActorPoolStrategy(size=1)
     rows = ray.data.range(8).map_batches(Double, compute=pool, batch_size=2).take_all()
     actors = [actor["ActorClassName"] for actor in ray._private.state.actors().values()]
-    commands = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
-print(json.dumps([sorted(row["id"] for row in rows), actors, commands]))
+    processes = psutil.Process().children(recursive=True)
+    commands = [" ".join(p.cmdline()) for p in processes]
+    agents = [p for p in processes if "idle_agent.py" in " ".join(p.cmdline()[:4])]
+    next(p for p in processes if p.name() == "raylet").kill()  # As a system out of memory does.
+    gone, _ = psutil.wait_procs(agents, 10)
+print(json.dumps([sorted(row["id"] for row in rows), actors, commands, len(gone)]))
 """
 
 
@@ -44,30 +49,40 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+class LocalRun(NamedTuple):
+    """What came of it."""
+
+    rows: list[int]
+    actors: list[str]
+    commands: list[str]
+    agents_ended: int
+    """Within ten seconds of the raylet's end by SIGKILL."""
+
+
 @pytest.fixture(scope="module")
-def local_run() -> tuple[list[int], list[str], list[str]]:
-    """The rows, the actors and the processes of a small pipeline on a Ray of its own."""
+def local_run() -> LocalRun:
+    """A small pipeline on a Ray of its own."""
     ended = run(_LOCAL)
     assert ended.returncode == 0, ended.stderr
-    rows, actors, commands = json.loads(ended.stdout.splitlines()[-1])
-    return rows, actors, commands
+    return LocalRun(*json.loads(ended.stdout.splitlines()[-1]))
 
 
-def test_a_local_run_starts_no_actors_but_the_pipeline_s(
-    local_run: tuple[list[int], list[str], list[str]],
-) -> None:
-    rows, actors, _ = local_run
-    assert rows == list(range(0, 16, 2))
-    assert [name.partition("(")[0] for name in actors] == ["MapWorker"]
+def test_a_local_run_starts_no_actors_but_the_pipeline_s(local_run: LocalRun) -> None:
+    assert local_run.rows == list(range(0, 16, 2))
+    assert [name.partition("(")[0] for name in local_run.actors] == ["MapWorker"]
 
 
-def test_a_local_run_starts_no_dashboard_autoscaler_or_log_monitor(
-    local_run: tuple[list[int], list[str], list[str]],
-) -> None:
-    _, _, commands = local_run
-    assert any("raylet" in command for command in commands)
+def test_a_local_run_starts_no_dashboard_autoscaler_or_log_monitor(local_run: LocalRun) -> None:
+    assert any("raylet" in command for command in local_run.commands)
     for useless in ("dashboard/dashboard.py", "monitor.py", "log_monitor.py"):
-        assert not [command for command in commands if useless in command]
+        assert not [command for command in local_run.commands if useless in command]
+
+
+def test_its_agents_are_idle_ones_that_end_with_the_raylet(local_run: LocalRun) -> None:
+    for agent in ("dashboard/agent.py", "runtime_env/agent/main.py"):
+        (command,) = (c for c in local_run.commands if agent in c and "raylet/raylet" not in c)
+        assert "idle_agent.py" in command
+    assert local_run.agents_ended == 2
 
 
 def test_ray_data_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
