@@ -9,13 +9,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Python does not look for garbage meanwhile, nor ever again among what is there by then.
+    """Python does not look for garbage meanwhile.
 
-    It finds none in modules, and a fifth of the time that torch's import takes goes by with it.
+    There is none in modules, and a fifth of the time that torch's import takes goes by with it.
     """
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()

@@ -114,7 +114,8 @@ class LocalStorage:
         return Fetched(data=data, version=after.version)
 
     def _mount(self, uri: str, device: int) -> str:
-        if Path(local_path(uri)).is_symlink():  # It may lead to another mount of the device.
+        # Such a one may lead to another mount of the device. Path's own raises what the disk does.
+        if os.path.islink(local_path(uri)):  # noqa: PTH114
             return _mount(uri)
         known, place = self._place, (uri.rpartition("/")[0], device)
         if known is None or known[0] != place:

@@ -184,7 +184,7 @@ def _without_ray(patch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def _no_cluster(*, verbose: bool) -> Iterator[None]:
+def _no_cluster(*, verbose: bool, device: str) -> Iterator[None]:
     yield
 
 
