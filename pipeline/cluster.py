@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from typing import Any
 from pipeline.budgets import Claims
 from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
-from pipeline.one_machine import few_actors, say_nothing, start_little
+from pipeline.one_machine import SYSTEM_CONFIG, few_actors, is_known_ray, say_nothing, start_little
 from pipeline.strangers import refuse_open_cluster
 
 # What drivers of GPUs put there: NVIDIA's, that of Windows' subsystem, AMD's.
@@ -113,6 +114,7 @@ def ray_running(
 
     # Ray would end the process without a word; ours stays in place.
     ray._private.utils.set_sigterm_handler = say_nothing
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         with ThreadPoolExecutor(1) as beside:  # Ray's start is waiting for its processes.
             # The second is what the first imports when it is first used.
@@ -120,6 +122,7 @@ def ray_running(
                 beside.submit(import_module, name) for name in ("ray.data", "ray.util.state")
             ]
             _init(verbose=verbose, device=device)
+            signal.signal(signal.SIGTERM, ours)  # Should another Ray have replaced it nevertheless.
             for imported in importing:
                 imported.result()
         if not verbose:
@@ -170,16 +173,9 @@ def _init(*, verbose: bool, device: ComputeDevice) -> None:
             # Workers have this process's environment, and nobody is there to make them another.
             "_skip_env_hook": True,
             "_node_ip_address": "127.0.0.1",
-            "_system_config": {
-                # A worker that waits a second for its next task would be ended, and another
-                # started: a second of a core, again and again.
-                "idle_worker_killing_time_threshold_ms": 600_000,
-                # Ray tries to reach its object store a moment too early in half of all starts, and
-                # again after a second, ten times. Rather after 20 ms, 500 times.
-                "raylet_client_connect_timeout_milliseconds": 20,
-                "raylet_client_num_connect_attempts": 500,
-            },
         }
+        if is_known_ray():  # It ends at a name that it does not know.
+            options["_system_config"] = SYSTEM_CONFIG
     try:
         # Ray has its workers import from the working directory first: it shall be ours, not one of
         # strangers' files, among which there may be a numpy.py.
@@ -197,7 +193,10 @@ def _object_store_bytes(device: ComputeDevice) -> int:
     """What a local cluster's takes: of a GPU's, no more than is free where memory is shared."""
     if device == "cpu":
         return _OBJECT_STORE_BYTES
-    free = shutil.disk_usage(_SHARED_MEMORY).free
+    try:
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:  # There is none, and Ray keeps its objects in a file.
+        return _OBJECT_STORE_BYTES
     wanted = int(_gpus()) * _OBJECT_STORE_BYTES_OF_A_GPU
     return max(_OBJECT_STORE_BYTES, min(wanted, free * 9 // 10))
 

@@ -22,8 +22,10 @@ _FETCHERS = 8
 # Files under way, at first and at most: where they come at once, more threads only take Python's
 # lock from each other, for a fifth of the actor's time.
 _FEWEST, _MOST = 2, 2 * _FETCHERS
-# A file that is due and takes longer than this is late.
+# A file that was asked for ahead, is due, and takes longer than this is late.
 _PROMPT_S = 0.002
+# After so many that were not, perhaps fewer will do.
+_PROMPT_FILES = 256
 # Of a file whose manifest says no size: a few of them fill the bound.
 _GUESSED_BYTES = FETCHED_BYTES // 4
 
@@ -44,7 +46,7 @@ class _Fetching:
 
 
 class Fetcher:
-    """Reads files, for calls that may overlap: few at a time, and more where they come late.
+    """Reads files, for calls that may overlap: few at a time, and more while they come late.
 
     Args:
         max_bytes: Of a file; a larger one is `too_large`.
@@ -54,7 +56,7 @@ class Fetcher:
     def __init__(self, *, max_bytes: int, reach: Reach) -> None:
         self._max_bytes, self._reach = max_bytes, reach
         self._threads = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
-        self._ahead = _FEWEST
+        self._ahead, self._prompt = _FEWEST, 0
 
     def close(self) -> None:
         """Ends the threads."""
@@ -64,30 +66,41 @@ class Fetcher:
         """Media type and file of every manifest row in order, the next ones on their way."""
         waiting: deque[_Fetching] = deque()
         held = 0
+        asked_ahead = False  # Nothing was there to hide the first one's time behind.
         columns = ("uri", "version", "size_bytes", "media_type")
         for uri, version, size, kind in zip(
             *(rows[name].to_pylist() for name in columns), strict=True
         ):
             cost = min(size or _GUESSED_BYTES, self._max_bytes)
             while waiting and (held + cost > FETCHED_BYTES or len(waiting) >= self._ahead):
-                yield self._due(waiting[0])
+                yield self._due(waiting[0], asked_ahead)
+                asked_ahead = True
                 held -= waiting.popleft().cost
             read = partial(self._read, uri, version)
             file = self._threads.submit(read, cost)
             waiting.append(_Fetching(media_type=kind, cost=cost, read=read, file=file))
             held += cost
         while waiting:
-            yield self._due(waiting.popleft())
+            yield self._due(waiting.popleft(), asked_ahead)
+            asked_ahead = True
 
-    def _due(self, next_one: _Fetching) -> tuple[str | None, File]:
+    def _due(self, next_one: _Fetching, asked_ahead: bool) -> tuple[str | None, File]:
         """A file whose turn it is: one larger than its manifest says is read now."""
         file = next_one.file
-        if not file.done() and not wait([file], _PROMPT_S).done:
-            self._ahead = min(2 * self._ahead, _MOST)
+        if asked_ahead:
+            self._learn(late=not file.done() and not wait([file], _PROMPT_S).done)
         error = file.exception() if next_one.cost < self._max_bytes else None
         if isinstance(error, ItemError) and error.code == "too_large":
             file = self._threads.submit(next_one.read, self._max_bytes)
         return next_one.media_type, file
+
+    def _learn(self, *, late: bool) -> None:
+        if late:
+            self._ahead, self._prompt = min(2 * self._ahead, _MOST), 0
+            return
+        self._prompt += 1
+        if self._prompt >= _PROMPT_FILES:
+            self._ahead, self._prompt = max(self._ahead // 2, _FEWEST), 0
 
     def _read(self, uri: str, version: str | None, most: int) -> list[Fetched]:
         found = fetch_item(

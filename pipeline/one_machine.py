@@ -16,6 +16,16 @@ from pathlib import Path
 from typing import Any
 
 _KNOWN_RAY = "2.60.0"
+# Settings of Ray's core.
+SYSTEM_CONFIG = {
+    # A worker that waits a second for its next task would be ended, and another started: a second
+    # of a core, again and again.
+    "idle_worker_killing_time_threshold_ms": 600_000,
+    # Ray tries to reach its object store a moment too early in half of all starts, and again after
+    # a second, ten times. Rather after 20 ms, 500 times.
+    "raylet_client_connect_timeout_milliseconds": 20,
+    "raylet_client_num_connect_attempts": 500,
+}
 _AGENTS = ("dashboard_agent", "runtime_env_agent")
 _IDLE_AGENT = Path(__file__).with_name("idle_agent.py")
 

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,12 +26,14 @@ _LIVE_S = 0.5
 _LOGGED_S = 5.0
 # Columns: a terminal narrower than the first has a short bar; than the second, no line a stage.
 _WIDE, _NARROW = 100, 80
+# A log's disk is full, a terminal gone or closed; at a broken pipe, rich raises the last.
+_UNSHOWN = (OSError, ValueError, SystemExit)
 
 
 class ProgressLine:
     """A live view on a terminal; in a log, a plain line every few seconds.
 
-    `watch` is shown every newest sum, in the line's own thread.
+    `watch` is shown every newest sum, in the line's own thread, whether or not people can be.
     """
 
     def __init__(
@@ -86,27 +88,35 @@ class ProgressLine:
         return f"{done:,} of {self._total:,} items  {self._rates()}{recent}"
 
     def _watch(self) -> None:
-        # A log's disk may be full, its reader gone: whoever watches goes on to.
-        if not self._console.is_terminal:
-            logged = time.monotonic()
+        with ExitStack() as stack:
+            show = self._on_terminal(stack) if self._console.is_terminal else self._in_log()
             while not self._stop.wait(_LIVE_S):
                 self._refresh_quietly()
-                if time.monotonic() >= logged + _LOGGED_S:
-                    logged = time.monotonic()
-                    with suppress(OSError):
-                        print(self.text(), file=sys.stderr, flush=True)
-            return
+                with suppress(*_UNSHOWN):
+                    show()
+
+    def _on_terminal(self, stack: ExitStack) -> Callable[[], None]:
         live = Live(
             console=self._console,
             transient=True,
             auto_refresh=False,
             get_renderable=lambda: self.view(self._console.width),
         )
-        with live:
-            while not self._stop.wait(_LIVE_S):
-                self._refresh_quietly()
-                with suppress(OSError):
-                    live.refresh()
+        stack.push(suppress(*_UNSHOWN))  # Leaving it writes, too.
+        with suppress(*_UNSHOWN):
+            stack.enter_context(live)
+        return live.refresh
+
+    def _in_log(self) -> Callable[[], None]:
+        logged = time.monotonic()
+
+        def show() -> None:
+            nonlocal logged
+            if time.monotonic() >= logged + _LOGGED_S:
+                logged = time.monotonic()
+                print(self.text(), file=sys.stderr, flush=True)
+
+        return show
 
     def _refresh_quietly(self) -> None:
         try:

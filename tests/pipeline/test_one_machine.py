@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 import ray
 
@@ -47,6 +48,14 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=120,
     )
+
+
+def running(pid: int) -> bool:
+    """Whether there is such a process, and not only because nobody has asked how it ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class LocalRun(NamedTuple):
@@ -98,29 +107,34 @@ def test_ray_data_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _TERMINATED = """
-import os, signal, threading, time
+import json, os, signal, threading, time
+import psutil
 from pipeline.cluster import ray_running
 
 def terminate(number, frame):
     raise KeyboardInterrupt
 
 def send():
-    import ray._private.worker
-    while ray._private.worker._global_node is None:  # Its processes are being started.
+    while not me.children():
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGTERM)
 
 import ray
+me = psutil.Process()
 signal.signal(signal.SIGTERM, terminate)
 threading.Thread(target=send).start()
 try:
     with ray_running(verbose=False):
         time.sleep(60)
 except KeyboardInterrupt:
-    print("interrupted", ray.is_initialized())
+    started = [process.pid for process in me.children(recursive=True)]
+    print(json.dumps(["interrupted", ray.is_initialized(), started]))
 """
 
 
 def test_sigterm_is_the_job_s_own_while_ray_starts() -> None:
     ended = run(_TERMINATED)
-    assert (ended.returncode, ended.stdout) == (0, "interrupted False\n")
+    assert ended.returncode == 0, ended.stderr
+    how, initialized, started = json.loads(ended.stdout)
+    assert (how, initialized) == ("interrupted", False)
+    assert started and not any(map(running, started))  # The kernel ends what Ray had started.

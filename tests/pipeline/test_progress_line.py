@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -50,20 +51,39 @@ def shown(line: ProgressLine, width: int) -> list[str]:
     return [row.rstrip() for row in ESCAPES.sub("", found.get()).splitlines()]
 
 
-class Full:
-    """A log on a disk that is full."""
+@dataclass
+class Unwritable:
+    """A log or a terminal that takes nothing."""
+
+    error: Exception
+    terminal: bool
+    encoding: str = "utf-8"
 
     def write(self, text: str) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise self.error
 
     def flush(self) -> None:
-        pass
+        raise self.error
+
+    def isatty(self) -> bool:
+        return self.terminal
 
 
-def test_the_run_is_watched_while_its_log_s_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        ValueError("I/O operation on closed file"),
+    ],
+)
+def test_the_run_is_watched_though_nothing_can_be_shown(
+    error: Exception, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress_line, "_LIVE_S", 0.001)
     monkeypatch.setattr(progress_line, "_LOGGED_S", 0.0)
-    monkeypatch.setattr(sys, "stderr", Full())
+    monkeypatch.setattr(sys, "stderr", Unwritable(error, terminal))
     nobody: Any = None
     looks = threading.Semaphore(0)
     line = ProgressLine(nobody, 4504, workers=workers(), watch=lambda counts: looks.release())
