@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +24,7 @@ from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
 from pipeline.one_machine import SYSTEM_CONFIG, few_actors, is_known_ray, say_nothing, start_little
 from pipeline.strangers import refuse_open_cluster
+from pipeline.worker_template import worker_template
 
 # What drivers of GPUs put there: NVIDIA's, that of Windows' subsystem, AMD's.
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -108,34 +109,24 @@ def ray_running(
             f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} is Ray's client, which is not supported: run "
             "it on the cluster, by ray job submit"
         )
-    if not in_cluster():
-        _prepare_local()
-    import ray  # noqa: PLC0415 (reads its environment when imported)
+    with ExitStack() as stack:
+        if not in_cluster():
+            _prepare_local()
+            if is_known_ray():
+                stack.enter_context(worker_template())
+        import ray  # noqa: PLC0415 (reads its environment when imported)
 
-    # Ray would end the process without a word; ours stays in place.
-    ray._private.utils.set_sigterm_handler = say_nothing
-    ours = signal.getsignal(signal.SIGTERM)
-    try:
-        with ThreadPoolExecutor(1) as beside:  # Ray's start is waiting for its processes.
-            # The second is what the first imports when it is first used.
-            importing = [
-                beside.submit(import_module, name) for name in ("ray.data", "ray.util.state")
-            ]
-            _init(verbose=verbose, device=device)
-            signal.signal(signal.SIGTERM, ours)  # Should another Ray have replaced it nevertheless.
-            for imported in importing:
-                imported.result()
-        if not verbose:
-            for name in ("ray", "ray.data"):  # Importing them has set their levels.
-                logging.getLogger(name).setLevel(logging.CRITICAL)
+        # Ray would end the process without a word; ours stays in place.
+        ray._private.utils.set_sigterm_handler = say_nothing
+        stack.callback(ray.shutdown)
+        _start(verbose=verbose, device=device)
         if in_cluster():
             head: str = ray.get_runtime_context().gcs_address
             dashboard = getattr(ray._private.worker._global_node, "webui_url", None)
             refuse_open_cluster(head, dashboard, insecure=insecure)
-        with nullcontext() if in_cluster() else few_actors():
-            yield
-    finally:
-        ray.shutdown()
+        else:
+            stack.enter_context(few_actors())
+        yield
 
 
 def _prepare_local() -> None:
@@ -154,6 +145,20 @@ def _prepare_local() -> None:
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(64 * 2**20))
+
+
+def _start(*, verbose: bool, device: ComputeDevice) -> None:
+    ours = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as beside:  # Ray's start is waiting for its processes.
+        # The second is what the first imports when it is first used.
+        importing = [beside.submit(import_module, name) for name in ("ray.data", "ray.util.state")]
+        _init(verbose=verbose, device=device)
+        signal.signal(signal.SIGTERM, ours)  # Should another Ray have replaced it nevertheless.
+        for imported in importing:
+            imported.result()
+    if not verbose:
+        for name in ("ray", "ray.data"):  # Importing them has set their levels.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _init(*, verbose: bool, device: ComputeDevice) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from importlib import import_module
+from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,12 @@ SYSTEM_CONFIG = {
 }
 _AGENTS = ("dashboard_agent", "runtime_env_agent")
 _IDLE_AGENT = Path(__file__).with_name("idle_agent.py")
+_WORKER_START = Path(__file__).with_name("worker_start.py")
 
 
 def is_known_ray() -> bool:
     """Whether Ray's private parts are those that this was written for."""
-    import ray  # noqa: PLC0415
-
-    known: bool = ray.__version__ == _KNOWN_RAY
-    return known
+    return version("ray") == _KNOWN_RAY
 
 
 def start_little(*, log_monitor: bool) -> None:
@@ -57,6 +57,7 @@ def start_little(*, log_monitor: bool) -> None:
     services = ray._private.services
     python = services._build_python_executable_command_memory_profileable
     services._build_python_executable_command_memory_profileable = partial(_python, python)
+    services.start_raylet = partial(_start_raylet, services.start_raylet)
 
 
 def _python(
@@ -66,6 +67,12 @@ def _python(
     if component in _AGENTS:
         return [sys.executable, "-I", "-S", str(_IDLE_AGENT)]
     return python(component, *arguments, **options)
+
+
+def _start_raylet(start: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    bound = signature(start).bind(*arguments, **options)
+    bound.arguments["setup_worker_path"] = str(_WORKER_START)
+    return start(*bound.args, **bound.kwargs)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import socket
 import sys
 import traceback
 import warnings
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from processors.media import open_media, warm_up
@@ -38,6 +40,7 @@ def main(open_file: Open = open_media) -> None:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _keep_niceness()
     offer_to_be_killed()
     hide_memory()  # from the children, who would infect those after them
     load_filter()
@@ -48,6 +51,16 @@ def main(open_file: Open = open_media) -> None:
     gc.freeze()  # Pages that the collector does not touch stay shared with the children.
     control.send(b"{}")  # ready
     _Template(control, parent, open_file).run()
+
+
+def _keep_niceness() -> None:
+    """Has this session no more of a core than its parent.
+
+    The scheduler takes a session for one process of niceness 0, whatever its processes have
+    (sched(7), "The autogroup feature"): it would come before whatever waits for the decoder.
+    """
+    with suppress(OSError):  # Not every kernel has it.
+        Path("/proc/self/autogroup").write_text(str(os.nice(0)))
 
 
 class _Template:

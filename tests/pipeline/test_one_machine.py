@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pytest
-import ray
 
+from pipeline import one_machine
 from pipeline.one_machine import few_actors
+from tests.support.scripts import run, running
 
 _LOCAL = """
 import json
@@ -35,27 +31,6 @@ with ray_running(verbose=False):
     gone, _ = psutil.wait_procs(agents, 10)
 print(json.dumps([sorted(row["id"] for row in rows), actors, commands, len(gone)]))
 """
-
-
-def run(script: str) -> subprocess.CompletedProcess[str]:
-    """A Python of its own, in no cluster."""
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=Path(__file__).parents[2],
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
-def running(pid: int) -> bool:
-    """Whether there is such a process, and not only because nobody has asked how it ended."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 class LocalRun(NamedTuple):
@@ -101,7 +76,7 @@ def test_ray_data_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     with few_actors():
         assert stats.get_or_create_stats_actor is not before
     assert stats.get_or_create_stats_actor is before
-    monkeypatch.setattr(ray, "__version__", "2.61.0")
+    monkeypatch.setattr(one_machine, "_KNOWN_RAY", "2.59.0")
     with few_actors():
         assert stats.get_or_create_stats_actor is before
 
@@ -115,7 +90,7 @@ def terminate(number, frame):
     raise KeyboardInterrupt
 
 def send():
-    while not me.children():
+    while "gcs_server" not in [process.name() for process in me.children()]:
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -22,6 +22,7 @@ from processors.sampling import VideoSampling
 from processors.sandbox import MAX_FRAMES, Decoder, DecoderLimits, SandboxError
 from tests.processors.hostile_template import clip_info, pixels
 from tests.support.clips import PATTERN, X264, ClipMaker
+from tests.support.scripts import run
 
 OPTIONS = MediaOptions(sampling=VideoSampling(max_frames=MAX_FRAMES))
 
@@ -332,6 +333,25 @@ def test_a_file_that_was_never_begun_is_not_outstanding() -> None:
                 decoder.submit(b"HOSTILE sleep 0")
         supervisor._template_module = OddDecoder._template_module
         assert_decoded(decoder, encode(noise(), "PNG"))
+
+
+_PLACE = """
+import os
+from pathlib import Path
+import psutil
+os.nice(7)
+from processors.media import MediaOptions
+from processors.sandbox import Decoder
+with Decoder(options=MediaOptions()):
+    (template,) = psutil.Process().children()
+    print(template.nice(), Path(f"/proc/{template.pid}/autogroup").read_text().split()[-1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the kernel has none")
+def test_a_session_of_its_own_gives_it_no_more_of_a_core() -> None:
+    ended = run(_PLACE)
+    assert (ended.returncode, ended.stdout) == (0, "7 7\n"), ended.stderr
 
 
 def test_a_process_is_replaced_after_many_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,132 @@
+"""A local run's workers are forks of one process, and otherwise those that Ray would start."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.scripts import ROOT, environment, run, running
+
+_ACTORS = """
+import json, os, random, time
+from pathlib import Path
+import psutil
+from pipeline.cluster import ray_running
+
+class Actor:
+    def look(self):
+        import ray
+        me = psutil.Process()
+        return {
+            "pid": me.pid,
+            "parent": me.parent().cmdline()[1:3],
+            "niceness": me.nice(),
+            "oom_score_adj": Path("/proc/self/oom_score_adj").read_text(),
+            "group": os.getpgrp(),
+            "folder": os.getcwd(),
+            "raylet": int(os.environ["RAY_RAYLET_PID"]),
+            "numbers": [random.random(), ray.NodeID.from_random().hex()],
+            "sockets": sum(c.laddr.endswith("/workers") for c in me.net_connections("unix")),
+        }
+
+def started():
+    return [process for process in psutil.Process().children(recursive=True)
+            if any("worker_start" in part for part in process.cmdline()[:2])]
+"""
+_LOOK = f"""{_ACTORS}
+with ray_running(verbose=False):
+    import ray
+    actors = [ray.remote(num_cpus=0)(Actor).remote() for _ in range(3)]
+    looks = ray.get([actor.look.remote() for actor in actors])
+    starts = started()
+    adjustment = Path(f"/proc/{{starts[0].pid}}/oom_score_adj").read_text()
+    start = {{"oom_score_adj": adjustment, "raylet": starts[0].ppid()}}
+    first = psutil.Process(looks[0]["pid"])
+    template = first.parent()
+    ray.kill(actors[0])
+    first.wait(10)
+    gone, _ = psutil.wait_procs(starts, 5)
+    template.kill()
+    late = ray.get(ray.remote(num_cpus=0)(Actor).remote().look.remote())
+    pids = ray.get([actor.look.remote() for actor in actors[1:]])
+print(json.dumps([looks, start, len(gone), late, [look["pid"] for look in pids]]))
+"""
+_WAIT = f"""{_ACTORS}
+with ray_running(verbose=False):
+    import ray
+    actor = ray.remote(num_cpus=0)(Actor).remote()
+    look = ray.get(actor.look.remote())
+    print(json.dumps([p.pid for p in psutil.Process().children(recursive=True)]), flush=True)
+    time.sleep(60)
+"""
+_DRAWS = """
+from pipeline.worker_template import forks_draw_alike, import_all
+import_all()
+import ray
+print(forks_draw_alike(), ray.NodeID.from_random() and forks_draw_alike())
+"""
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Any]:
+    """What was seen in a local run."""
+    ended = run(_LOOK)
+    assert ended.returncode == 0, ended.stderr
+    what: list[Any] = json.loads(ended.stdout.splitlines()[-1])
+    return what
+
+
+def test_workers_are_forks_like_those_that_ray_starts(found: list[Any]) -> None:
+    looks, start, *_ = found
+    for look in looks:
+        assert look["parent"] == ["-m", "pipeline.worker_template"]
+        assert look["group"] == look["pid"]  # The raylet ends a worker with all of its group.
+        assert look["folder"] == str(ROOT)
+        assert look["sockets"] == 0
+        assert start == {name: look[name] for name in start}
+
+
+def test_each_has_random_numbers_of_its_own(found: list[Any]) -> None:
+    looks, *_ = found
+    numbers = [number for look in looks for number in look["numbers"]]
+    assert len(set(numbers)) == len(numbers) == 6
+
+
+def test_what_started_a_worker_ends_with_it(found: list[Any]) -> None:
+    _, _, ended, *_ = found
+    assert ended == 1
+
+
+def test_without_the_template_workers_live_on_and_ray_starts_others(found: list[Any]) -> None:
+    looks, _, _, late, pids = found
+    assert pids == [look["pid"] for look in looks[1:]]
+    assert late["parent"] != ["-m", "pipeline.worker_template"]
+    assert late["niceness"] == looks[0]["niceness"]
+
+
+def test_no_fork_outlives_a_killed_driver() -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _WAIT],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with driver:
+        assert driver.stdout is not None
+        below = json.loads(driver.stdout.readline())
+        driver.send_signal(signal.SIGKILL)
+    assert len(below) > 5
+    psutil.wait_procs([psutil.Process(pid) for pid in below if running(pid)], 10)
+    assert not any(map(running, below))
+
+
+def test_a_template_that_has_drawn_from_rays_random_numbers_is_found_out() -> None:
+    ended = run(_DRAWS)
+    assert (ended.returncode, ended.stdout) == (0, "False True\n"), ended.stderr
