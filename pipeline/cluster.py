@@ -111,8 +111,9 @@ def ray_running(
         )
     with ExitStack() as stack:
         if not in_cluster():
-            _prepare_local()
-            if is_known_ray():
+            first = "ray" not in sys.modules
+            _prepare_local(first=first)
+            if first and is_known_ray():
                 stack.enter_context(worker_template())
         import ray  # noqa: PLC0415 (reads its environment when imported)
 
@@ -129,10 +130,10 @@ def ray_running(
         yield
 
 
-def _prepare_local() -> None:
+def _prepare_local(*, first: bool) -> None:
     """What a local cluster takes from the environment, and must have before Ray is imported."""
     # Without a token, whoever reaches Ray may run code here; even with one, its metrics are open.
-    if "ray" not in sys.modules:  # Whoever imported it before us has settled this.
+    if first:  # Whoever imported it before us has settled this.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         # Despite its name, all that makes Ray listen on the loopback interface alone: it would

@@ -11,6 +11,7 @@ A way to fail is the name of a folder below FOLDER, which receives the `output`,
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ import encoder  # noqa: E402
 import encoder.blocks  # noqa: E402
 from encoder.attention import Segments, attend  # noqa: E402
 from encoder.self_check import known_input  # noqa: E402
-from pipeline import build, embed  # noqa: E402
+from pipeline import embed  # noqa: E402
 from pipeline.cluster import ray_running  # noqa: E402
 from pipeline.config import EmbedConfig  # noqa: E402
 from pipeline.encode import Encode  # noqa: E402
@@ -128,6 +129,8 @@ class FaultyEncode(Encode):
 
 def run(photos: str, folder: Path, output: Path, way: str) -> None:
     """One command, as `jobs.embed` would run it."""
+    from pipeline import build  # Imports Ray, which `ray_running` prepares.
+
     folder.mkdir()
     build.Encode = type("Encode", (FaultyEncode,), {"folder": folder, "way": way})
     config = EmbedConfig(
@@ -158,6 +161,7 @@ def main(photos: str, folder: str, *ways: str) -> None:
         for way in ways:
             output = Path(folder, RESUMED.get(way, way), "output")
             run(photos, Path(folder, way), output, way)
+            gc.collect()  # A failed run's actors end with the last reference to it.
 
 
 if __name__ == "__main__":
