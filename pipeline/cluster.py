@@ -8,12 +8,11 @@ import math
 import os
 import secrets
 import shutil
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +21,14 @@ from typing import Any
 from pipeline.budgets import Claims
 from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
-from pipeline.one_machine import SYSTEM_CONFIG, few_actors, is_known_ray, say_nothing, start_little
+from pipeline.one_machine import (
+    SYSTEM_CONFIG,
+    few_actors,
+    is_known_ray,
+    say_nothing,
+    signals_held,
+    start_little,
+)
 from pipeline.strangers import refuse_open_cluster
 from pipeline.worker_template import worker_template
 
@@ -149,12 +155,11 @@ def _prepare_local(*, first: bool) -> None:
 
 
 def _start(*, verbose: bool, device: ComputeDevice) -> None:
-    ours = signal.getsignal(signal.SIGTERM)
     with ThreadPoolExecutor(1) as beside:  # Ray's start is waiting for its processes.
         # The second is what the first imports when it is first used.
         importing = [beside.submit(import_module, name) for name in ("ray.data", "ray.util.state")]
-        _init(verbose=verbose, device=device)
-        signal.signal(signal.SIGTERM, ours)  # Should another Ray have replaced it nevertheless.
+        with nullcontext() if in_cluster() else signals_held():
+            _init(verbose=verbose, device=device)
         for imported in importing:
             imported.result()
     if not verbose:

@@ -6,6 +6,7 @@ than the one that this was written for, nothing is.
 
 from __future__ import annotations
 
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -36,6 +37,21 @@ _WORKER_START = Path(__file__).with_name("worker_start.py")
 def is_known_ray() -> bool:
     """Whether Ray's private parts are those that this was written for."""
     return version("ray") == _KNOWN_RAY
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Lets SIGINT and SIGTERM wait: Ray crashes or waits for ever when it is halfway started."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def start_little(*, log_monitor: bool) -> None:

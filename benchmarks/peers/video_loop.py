@@ -19,7 +19,7 @@ FRAMES_BUDGET = 16
 
 def main() -> None:
     """Embeds the clips."""
-    settings = read_command(__doc__, threads=2, decode_threads=2)
+    settings = read_command(__doc__, threads=1, decode_threads=2)
     size = {"shortest_edge": 112 * 112, "longest_edge": FRAMES_BUDGET * MAX_PIXELS}
     processor = GlmgaVideoProcessor(size=size)
     encoder = Encoder(settings.weights, settings.threads)
