@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -64,6 +64,14 @@ def worker_template() -> Iterator[None]:
     It inherits this process's environment, as workers do. Should it fail, Ray's workers import for
     themselves.
     """
+    with ExitStack() as stack:
+        with suppress(OSError):  # Paths of sockets are short: not every TMPDIR has room for one.
+            stack.enter_context(_template_process())
+        yield
+
+
+@contextmanager
+def _template_process() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="patchflow-") as folder:
         address = str(Path(folder) / "workers")
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

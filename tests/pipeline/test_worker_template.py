@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from pipeline.worker_start import ADDRESS
+from pipeline.worker_template import worker_template
 from tests.support.scripts import ROOT, environment, run, running
 
 _ACTORS = """
@@ -125,6 +130,17 @@ def test_no_fork_outlives_a_killed_driver() -> None:
     assert len(below) > 5
     psutil.wait_procs([psutil.Process(pid) for pid in below if running(pid)], 10)
     assert not any(map(running, below))
+
+
+def test_without_room_for_its_socket_there_is_no_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with worker_template():
+        assert ADDRESS not in os.environ
+    assert not list(folder.iterdir())
 
 
 def test_a_template_that_has_drawn_from_rays_random_numbers_is_found_out() -> None:
