@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from jobs import console
-from jobs.embed import print_summary
-from pipeline.config import RetryConfig
-from pipeline.retry import RetryReport, retry
+from pipeline.head_start import head_start
+
+if TYPE_CHECKING:
+    from pipeline.config import RetryConfig
+    from pipeline.retry import RetryReport
 
 
 def job(config: RetryConfig) -> int:
     """Embed failed items again, with the configuration that the output was made with."""
+    from jobs.summary import print_summary  # noqa: PLC0415 (as below)
+    from pipeline.retry import retry  # noqa: PLC0415
+
     summary = retry(config, on_plan=print_plan)
     if summary is not None and summary.shards:
         print_summary(summary)
@@ -34,7 +39,11 @@ def print_plan(report: RetryReport) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m jobs.retry`."""
-    console.run(RetryConfig, job, "retry", args)
+    with head_start():
+        from jobs import console  # noqa: PLC0415 (beside the imports of the workers)
+        from pipeline.config import RetryConfig  # noqa: PLC0415
+
+        console.run(RetryConfig, job, "retry", args)
 
 
 if __name__ == "__main__":

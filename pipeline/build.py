@@ -38,9 +38,11 @@ from pipeline.marker import Marker
 from pipeline.one_machine import is_known_ray
 from pipeline.preprocess import Preprocess, PreprocessConfig
 
-_BLOCK_ROWS = 64
+_BLOCK_ROWS = 128
+# A run's first block: nothing is encoded before it is through, so it is soon.
+_FIRST_BLOCK_ROWS = 8
 # How often a source task asks whether its shard may start.
-_GATE_S = 0.2
+_GATE_S = 0.5
 # Actors hold at most this many blocks: the two they work on, and one queued for them, so that
 # little waits behind a long clip. Those that work on more hold one more than that.
 _IN_FLIGHT = 3
@@ -187,22 +189,26 @@ def read_rows(
     while not ray.get(progress.is_open.remote(position)):
         time.sleep(_GATE_S)
     rows = read_shard(output, shards[position])
-    return nest(rows, cuts(rows["media_type"].to_pylist(), rows_a_block, limits))
+    first = rows_a_block if position else _FIRST_BLOCK_ROWS
+    return nest(rows, cuts(rows["media_type"].to_pylist(), rows_a_block, limits, first=first))
 
 
-def cuts(kinds: Sequence[str | None], rows_a_block: int, limits: PreprocessConfig) -> list[int]:
+def cuts(
+    kinds: Sequence[str | None], rows_a_block: int, limits: PreprocessConfig, *, first: int
+) -> list[int]:
     """Where a shard is cut into blocks: before each of these rows, and at its end.
 
-    A block has `rows_a_block` rows at most, and patches of `BLOCK_BYTES` at most, whatever its
-    items turn out to be; an item that may be larger has a block of its own.
+    A block has patches of `BLOCK_BYTES` at most, whatever its items turn out to be; an item that
+    may be larger has a block of its own. It has `first` rows at most if it is the first, each of
+    the others half as many more as the one before, and none more than `rows_a_block`.
     """
-    found, block_bytes = [0], 0
+    found, block_bytes, most_rows = [0], 0, min(first, rows_a_block)
     for row, kind in enumerate(kinds):
         most = limits.clip_bytes if kind == "video" else limits.item_bytes
         rows = row - found[-1]
-        if rows and (rows == rows_a_block or block_bytes + most > BLOCK_BYTES):
+        if rows and (rows == most_rows or block_bytes + most > BLOCK_BYTES):
             found.append(row)
-            block_bytes = 0
+            block_bytes, most_rows = 0, min(-(-most_rows * 3 // 2), rows_a_block)
         block_bytes += most
     return [*found, len(kinds)]
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import secrets
 import shutil
 import sys
 import warnings
@@ -21,6 +20,7 @@ from typing import Any
 from pipeline.budgets import Claims
 from pipeline.config import ComputeDevice, Device, EmbedConfig
 from pipeline.errors import ClusterError, UsageError
+from pipeline.head_start import head_start, in_cluster
 from pipeline.one_machine import (
     SYSTEM_CONFIG,
     few_actors,
@@ -30,7 +30,6 @@ from pipeline.one_machine import (
     start_little,
 )
 from pipeline.strangers import refuse_open_cluster
-from pipeline.worker_template import worker_template
 
 # What drivers of GPUs put there: NVIDIA's, that of Windows' subsystem, AMD's.
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -68,11 +67,6 @@ class Workers:
     def __str__(self) -> str:
         kind = "GPU" if self.encode_gpus else "CPU"
         return f"{self.preprocess} preprocess and {self.encode} {kind} encoder actors"
-
-
-def in_cluster() -> bool:
-    """Whether there is a cluster to join: `ray job submit` says so in the environment."""
-    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def quiet() -> None:
@@ -116,11 +110,7 @@ def ray_running(
             "it on the cluster, by ray job submit"
         )
     with ExitStack() as stack:
-        if not in_cluster():
-            first = "ray" not in sys.modules
-            _prepare_local(first=first)
-            if first and is_known_ray():
-                stack.enter_context(worker_template())
+        stack.enter_context(head_start())
         import ray  # noqa: PLC0415 (reads its environment when imported)
 
         # Ray would end the process without a word; ours stays in place.
@@ -134,24 +124,6 @@ def ray_running(
         else:
             stack.enter_context(few_actors())
         yield
-
-
-def _prepare_local(*, first: bool) -> None:
-    """What a local cluster takes from the environment, and must have before Ray is imported."""
-    # Without a token, whoever reaches Ray may run code here; even with one, its metrics are open.
-    if first:  # Whoever imported it before us has settled this.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        # Despite its name, all that makes Ray listen on the loopback interface alone: it would
-        # take 127.0.0.1 for another name of the public address, and listen on every one.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    # glibc otherwise keeps what tensors of ever other sizes leave behind, in every thread's
-    # arena; all but the first of which give theirs back again and again, for a tenth of the
-    # encoder's time.
-    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(64 * 2**20))
 
 
 def _start(*, verbose: bool, device: ComputeDevice) -> None:

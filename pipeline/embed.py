@@ -10,10 +10,11 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 
-from pipeline.cluster import choose_device, in_cluster, ray_running
+from pipeline.cluster import choose_device, ray_running
 from pipeline.commit import recover
 from pipeline.config import EmbedConfig, slice_of
 from pipeline.errors import StorageError, UsageError
+from pipeline.head_start import in_cluster
 from pipeline.identity import Identity, identity
 from pipeline.known import PlanReport
 from pipeline.manifest import Generation, Shard, committed, generations, shards_of

@@ -123,6 +123,9 @@ class Encode:
         """
         if self._failure is not None:
             raise self._failure
+        told = None
+        if self._progress is not None and self._attempts is not None:
+            told = tell_shard(self._progress, rows["shard"][0].as_py())
         present = rows["error_code"].is_null().combine_chunks().to_numpy(zero_copy_only=False)
         items = np.flatnonzero(present).tolist()
         block = self._encoder.block(
@@ -137,8 +140,8 @@ class Encode:
             raise
         table = self._table(rows, items, block)
         self._report(table, block.counts)
-        if self._progress is not None and self._attempts is not None:
-            tell_shard(self._progress, rows["shard"][0].as_py())
+        if told is not None:
+            told()
         return table
 
     def _start(self) -> None:

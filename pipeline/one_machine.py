@@ -28,6 +28,8 @@ SYSTEM_CONFIG = {
     # a second, ten times. Rather after 20 ms, 500 times.
     "raylet_client_connect_timeout_milliseconds": 20,
     "raylet_client_num_connect_attempts": 500,
+    # It would have the driver wait until as many workers as there are CPUs have all their imports.
+    "prestart_worker_first_driver": False,
 }
 _AGENTS = ("dashboard_agent", "runtime_env_agent")
 _IDLE_AGENT = Path(__file__).with_name("idle_agent.py")

@@ -9,7 +9,9 @@ and the others go on. And it knows whose the blocks are, which the driver does n
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -107,9 +109,13 @@ class ProgressCounter:
         return position < self._committed + self._window
 
 
-def tell_shard(progress: ActorHandle[Any], shard: str) -> None:
-    """Tells whose block the calling task makes; waits until that is noted."""
+def tell_shard(progress: ActorHandle[Any], shard: str) -> Callable[[], object]:
+    """Tells whose block the calling task makes.
+
+    Returns:
+        What waits until that is noted, as it is to be before the block is there.
+    """
     import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
     task = ray.get_runtime_context().get_task_id()
-    ray.get(progress.made.remote(task, shard))
+    return partial(ray.get, progress.made.remote(task, shard))

@@ -115,7 +115,7 @@ def test_a_command_line_starts_without_torch_and_ray() -> None:
     code = (
         "import pipeline.config, pipeline.plan, pipeline.status, pipeline.verify, pipeline.embed\n"
         "import jobs.cli, jobs.embed, jobs.plan, jobs.status, jobs.verify, encoder, processors\n"
-        "import jobs.retry, pipeline.retry\n"
+        "import jobs.retry, jobs.summary, pipeline.retry\n"
         "import sys\n"
         "print(*({'torch', 'ray', 's3fs', 'transformers', 'torchvision'} & set(sys.modules)))"
     )

@@ -33,7 +33,7 @@ from pipeline.progress import ProgressCounter, tell_shard  # noqa: E402
 
 @ray.remote(num_cpus=0)
 def make(progress: Any, block: pa.Table) -> pa.Table:
-    tell_shard(progress, block["shard"][0].as_py())
+    tell_shard(progress, block["shard"][0].as_py())()
     return block
 
 
