@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,10 +20,10 @@ from pipeline.storage import storage_for
 
 # Enough requests in flight to hide an object store's latency behind decoding.
 _FETCHERS = 8
-# Files under way, at first and at most: where they come at once, more threads only take Python's
-# lock from each other, for a fifth of the actor's time.
+# Files under way, at first and at most: where they come at once, threads only take Python's lock
+# from each other. None, after a while: then whoever wants a file reads it, for half the CPU.
 _FEWEST, _MOST = 2, 2 * _FETCHERS
-# A file that was asked for ahead, is due, and takes longer than this is late.
+# A file that is due and takes longer than this is late, unless none could be asked for ahead of it.
 _PROMPT_S = 0.002
 # After so many that were not, perhaps fewer will do.
 _PROMPT_FILES = 256
@@ -46,7 +47,7 @@ class _Fetching:
 
 
 class Fetcher:
-    """Reads files, for calls that may overlap: few at a time, and more while they come late.
+    """Reads files, for calls that may overlap: few ahead or none, and more while they come late.
 
     Args:
         max_bytes: Of a file; a larger one is `too_large`.
@@ -77,7 +78,7 @@ class Fetcher:
                 asked_ahead = True
                 held -= waiting.popleft().cost
             read = partial(self._read, uri, version)
-            file = self._threads.submit(read, cost)
+            file = self._threads.submit(read, cost) if self._ahead else self._read_now(read, cost)
             waiting.append(_Fetching(media_type=kind, cost=cost, read=read, file=file))
             held += cost
         while waiting:
@@ -94,13 +95,24 @@ class Fetcher:
             file = self._threads.submit(next_one.read, self._max_bytes)
         return next_one.media_type, file
 
+    def _read_now(self, read: Callable[[int], list[Fetched]], most: int) -> File:
+        file: File = Future()
+        began = time.monotonic()
+        try:
+            file.set_result(read(most))
+        except Exception as error:  # As a thread would: whoever takes the file raises it.
+            file.set_exception(error)
+        if time.monotonic() > began + _PROMPT_S:
+            self._learn(late=True)
+        return file
+
     def _learn(self, *, late: bool) -> None:
         if late:
-            self._ahead, self._prompt = min(2 * self._ahead, _MOST), 0
+            self._ahead, self._prompt = min(max(2 * self._ahead, _FEWEST), _MOST), 0
             return
         self._prompt += 1
         if self._prompt >= _PROMPT_FILES:
-            self._ahead, self._prompt = max(self._ahead // 2, _FEWEST), 0
+            self._ahead, self._prompt = self._ahead // 2, 0
 
     def _read(self, uri: str, version: str | None, most: int) -> list[Fetched]:
         found = fetch_item(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import fetching
+from pipeline.errors import ItemError
 from pipeline.fetching import Fetcher
 from pipeline.objects import Fetched
 from pipeline.reach import Reach
@@ -25,17 +26,22 @@ class Counting:
     """A storage that has a file under every name, after a while, and counts who asks at once."""
 
     seconds: float = 0.0
+    missing: str | None = None
     at_once: int = 0
     most: int = 0
+    readers: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fetch(self, uri: str, *, version: str | None, max_bytes: int | None, **_: Any) -> Fetched:
         with self.lock:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
+            self.readers.add(threading.current_thread().name)
         time.sleep(self.seconds)
         with self.lock:
             self.at_once -= 1
+        if uri == self.missing:
+            raise ItemError("not_found", "the file is gone")
         return Fetched(data=uri.encode(), version="1")
 
 
@@ -82,7 +88,7 @@ def test_where_files_come_at_once_again_fewer_are_asked_for(
     read(fetcher, manifest_rows([f"/{n}.jpg" for n in range(60)]), 0.0)
     storage.most, storage.seconds = 0, 0.005
     read(fetcher, manifest_rows([f"/{n}.jpg" for n in range(8)]), 0.01)
-    assert storage.most == 2
+    assert storage.most <= 2
 
 
 def test_a_block_s_first_file_is_never_late(
@@ -101,3 +107,36 @@ def test_what_comes_late_is_asked_for_earlier(
     names = [f"/{n}.jpg" for n in range(120)]
     assert read(fetcher, manifest_rows(names), 0.003) == [name.encode() for name in names]
     assert storage.most > 4
+
+
+def test_what_always_comes_at_once_is_read_without_a_thread_until_it_does_not(
+    fetcher: Fetcher, storage: Counting, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"/{n}.jpg" for n in range(20)]
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "_PROMPT_S", 10.0)
+        patch.setattr(fetching, "_PROMPT_FILES", 8)
+        read(fetcher, manifest_rows(names), 0.0)
+        storage.readers.clear()
+        assert read(fetcher, manifest_rows(names), 0.0) == [name.encode() for name in names]
+        assert storage.readers == {threading.current_thread().name}
+    storage.seconds = 0.02
+    assert read(fetcher, manifest_rows(names), 0.0) == [name.encode() for name in names]
+    assert len(storage.readers) > 2
+
+
+def test_a_file_that_cannot_be_read_fails_where_it_is_taken(
+    fetcher: Fetcher, storage: Counting, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_PROMPT_S", 10.0)
+    monkeypatch.setattr(fetching, "_PROMPT_FILES", 1)
+    read(fetcher, manifest_rows(["/1.jpg", "/2.jpg", "/3.jpg"]), 0.0)
+    storage.readers.clear()
+    storage.missing = "/5.jpg"
+    _, before, failed, after = (
+        file for _, file in fetcher.files(manifest_rows([f"/{n}.jpg" for n in range(3, 7)]))
+    )
+    assert storage.readers == {threading.current_thread().name}
+    assert (before.result()[0].data, after.result()[0].data) == (b"/4.jpg", b"/6.jpg")
+    with pytest.raises(ItemError, match="gone"):
+        failed.result()
