@@ -28,6 +28,7 @@ import platform
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 
 import pyarrow as pa
@@ -260,6 +261,7 @@ def _stored(name: str, rows: int, data: bytes) -> Stored:
     return Stored(name=name, rows=rows, size_bytes=len(data), checksum=digest(data))
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {}
     for name in _LIBRARIES:

@@ -30,6 +30,8 @@ SYSTEM_CONFIG = {
     "raylet_client_num_connect_attempts": 500,
     # It would have the driver wait until as many workers as there are CPUs have all their imports.
     "prestart_worker_first_driver": False,
+    # Its own is 15: an encoder would wait for the driver, and come hardly before what feeds it.
+    "worker_niceness": 0,
 }
 _AGENTS = ("dashboard_agent", "runtime_env_agent")
 _IDLE_AGENT = Path(__file__).with_name("idle_agent.py")

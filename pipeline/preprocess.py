@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -32,6 +33,9 @@ from processors.sandbox import Decoder, DecoderLimits, Decoding, SandboxError
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+# Added to an actor's niceness: it and its decoder process take what the encoders leave of a CPU.
+# Otherwise, where all need two of them, the encoder is still at work when nothing else is.
+_NICENESS = 15
 _LISTED = "a clip that is listed as an image; a manifest's media_type column can say video"
 
 
@@ -89,10 +93,13 @@ class Preprocess:
     """Fetches, decodes, resizes and patchifies.
 
     Files are decoded in a process of their own, which is at the next one while this one resizes the
-    last one's pixels. Two calls may overlap: one fetches, one decodes.
+    last one's pixels. Two calls may overlap: one fetches, one decodes. With `progress`, an actor of
+    Ray, which comes after the encoders wherever CPUs are short.
     """
 
     def __init__(self, config: PreprocessConfig, progress: ActorHandle[Any] | None = None) -> None:
+        if progress is not None:
+            os.nice(_NICENESS)  # This thread's, and so that of all that are started below.
         self._config = config
         self._fetcher = Fetcher(max_bytes=config.limits.max_file_bytes, reach=config.reach)
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="decoder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from processors import (
     open_media,
 )
 from processors.sandbox import Decoder, Decoding
+from tests.support import scripts
 from tests.support.clips import PATTERN, X264, ClipMaker
 from tests.support.preprocessing import preprocess_config
 
@@ -61,6 +63,25 @@ def run(stage: Preprocess, rows: pa.Table) -> list[dict[str, Any]]:
     given = [name for name in rows.column_names if name != "version"]
     assert out.select(given).to_pylist() == rows.select(given).to_pylist()
     return list(out.select([n for n in out.column_names if n not in rows.column_names]).to_pylist())
+
+
+_NICENESS = """
+import os
+from concurrent.futures import ThreadPoolExecutor
+import psutil
+from pipeline.preprocess import Preprocess
+from tests.support.preprocessing import preprocess_config
+
+found = []
+for progress in (None, object()):
+    stage = Preprocess(preprocess_config(), progress)
+    stage._started()
+    decoders = psutil.Process().children(recursive=True)
+    with ThreadPoolExecutor(1) as calls:
+        found.append([calls.submit(os.nice, 0).result(), {one.nice() for one in decoders}])
+    stage.close()
+print(found)
+"""
 
 
 def failure(row: dict[str, Any]) -> tuple[str, str, str, int]:
@@ -478,3 +499,10 @@ def test_a_clip_among_images_is_a_row_like_any_other(
     )
     assert [row["error_code"] for row in (found[0], found[3], found[4])] == [None] * 3
     assert found[4]["timestamps"] is None
+
+
+def test_an_actor_and_its_decoder_come_after_the_encoders() -> None:
+    own = os.nice(0)
+    behind = min(own + 15, 19)
+    ended = scripts.run(_NICENESS)
+    assert ended.stdout == f"[[{own}, {{{own}}}], [{behind}, {{{behind}}}]]\n", ended.stderr

@@ -49,7 +49,10 @@ def listener() -> Listener:
 
 
 @pytest.fixture
-def stage(listener: Any, storage: Slow, manifest_rows: Rows) -> Iterator[Preprocess]:
+def stage(
+    listener: Any, storage: Slow, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Preprocess]:
+    monkeypatch.setattr("pipeline.preprocess._NICENESS", 0)  # This process is no actor's.
     with closing(Preprocess(preprocess_config(), listener)) as stage:
         stage(block(manifest_rows, 1))  # Starts the decoder process.
         listener.calls.clear()
