@@ -29,9 +29,9 @@ from benchmarks import report
 from benchmarks.decoder_process import read_photos
 from benchmarks.report import ratio_lines, spread
 from jobs.demo import clips
-from pipeline import build
 from pipeline.config import EmbedConfig
 from pipeline.embed import embed
+from pipeline.head_start import head_start
 from pipeline.preprocess import Preprocess
 from processors import Media, MediaInfo, MediaOptions, open_media
 
@@ -107,11 +107,14 @@ def main() -> None:
 
 def run_once(way: str, inputs: str, output: str) -> None:
     """One `embed`; prints its steady rate."""
-    if way == "in the actor":
-        # By value: the actors' processes import no benchmarks.
-        build.Preprocess = type("Preprocess", (UnguardedPreprocess,), {})
     config = EmbedConfig(inputs=(inputs,), output=output, shard_rows=256, **OPTIONS)
-    summary = embed(config, on_plan=lambda _: None)
+    with head_start():
+        if way == "in the actor":
+            from pipeline import build  # noqa: PLC0415 (it imports Ray)
+
+            # By value: the actors' processes import no benchmarks.
+            build.Preprocess = type("Preprocess", (UnguardedPreprocess,), {})
+        summary = embed(config, on_plan=lambda _: None)
     assert not summary.failed, summary.errors
     print(json.dumps(summary.steady_items_s or summary.items / summary.seconds))
 

@@ -96,7 +96,7 @@ def _template_process() -> Iterator[None]:
         try:
             yield
         finally:
-            del os.environ[ADDRESS]
+            os.environ.pop(ADDRESS, None)
             process.kill()
             process.communicate()
 
