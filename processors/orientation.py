@@ -33,6 +33,8 @@ def orientation_of(image: Image.Image) -> int:
     """Finds the orientation of a decoded image, ``UPRIGHT`` where it has none that can be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise  # That is no fault of the EXIF's, and the picture may lie on its side.
     except Exception:
         # Unreadable EXIF says nothing about the pixels.
         return UPRIGHT

@@ -89,6 +89,20 @@ def test_orientation(image_format: str, options: dict[str, Any]) -> None:
         assert difference <= (8 if image_format == "JPEG" else 0), orientation
 
 
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_want_of_memory_for_exif_is_not_taken_for_broken_exif(
+    image_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(image: Image.Image) -> Image.Exif:
+        raise MemoryError
+
+    data = encode(Image.fromarray(pattern()), image_format)
+    monkeypatch.setattr(Image.Image, "getexif", no_memory)
+    with pytest.raises(DecodeError) as caught:
+        decode_image(data)
+    assert caught.value.code == "decoder_out_of_memory"
+
+
 def test_broken_exif_counts_as_none() -> None:
     data = encode(Image.fromarray(pattern()), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nothing")
     np.testing.assert_array_equal(decode_image(data).pixels, pattern())
