@@ -23,7 +23,8 @@ _FETCHERS = 8
 # Files under way, at first and at most: where they come at once, threads only take Python's lock
 # from each other. None, after a while: then whoever wants a file reads it, for half the CPU.
 _FEWEST, _MOST = 2, 2 * _FETCHERS
-# A file that is due and takes longer than this is late, unless none could be asked for ahead of it.
+# A file that is waited for longer than this is late: but a block's first, if a thread reads it, as
+# there was nothing to ask for it ahead of.
 _PROMPT_S = 0.002
 # After so many that were not, perhaps fewer will do.
 _PROMPT_FILES = 256
