@@ -26,8 +26,11 @@ _FEWEST, _MOST = 2, 2 * _FETCHERS
 # A file that is waited for longer than this is late: but a block's first, if a thread reads it, as
 # there was nothing to ask for it ahead of.
 _PROMPT_S = 0.002
-# After so many that were not, perhaps fewer will do.
-_PROMPT_FILES = 256
+# After so many more that were not, perhaps fewer will do.
+_PROMPT_FILES = 128
+# A late file counts as much as so many that were not, and a few in short order ask for more: one
+# now and then, from a disk most of which is in memory, does not make the others worth a thread.
+_LATE_FILES = 32
 # Of a file whose manifest says no size: a few of them fill the bound.
 _GUESSED_BYTES = FETCHED_BYTES // 4
 
@@ -58,7 +61,7 @@ class Fetcher:
     def __init__(self, *, max_bytes: int, reach: Reach) -> None:
         self._max_bytes, self._reach = max_bytes, reach
         self._threads = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
-        self._ahead, self._prompt = _FEWEST, 0
+        self._ahead, self._lateness = _FEWEST, 0
 
     def close(self) -> None:
         """Ends the threads."""
@@ -108,12 +111,11 @@ class Fetcher:
         return file
 
     def _learn(self, *, late: bool) -> None:
-        if late:
-            self._ahead, self._prompt = min(max(2 * self._ahead, _FEWEST), _MOST), 0
-            return
-        self._prompt += 1
-        if self._prompt >= _PROMPT_FILES:
-            self._ahead, self._prompt = self._ahead // 2, 0
+        self._lateness += _LATE_FILES if late else -1
+        if self._lateness >= 2 * _LATE_FILES:
+            self._ahead, self._lateness = min(max(2 * self._ahead, _FEWEST), _MOST), 0
+        elif self._lateness <= -_PROMPT_FILES:
+            self._ahead, self._lateness = self._ahead // 2, 0
 
     def _read(self, uri: str, version: str | None, most: int) -> list[Fetched]:
         found = fetch_item(

@@ -26,6 +26,7 @@ class Counting:
     """A storage that has a file under every name, after a while, and counts who asks at once."""
 
     seconds: float = 0.0
+    slow: set[str] = field(default_factory=set)
     missing: str | None = None
     at_once: int = 0
     most: int = 0
@@ -37,7 +38,7 @@ class Counting:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
             self.readers.add(threading.current_thread().name)
-        time.sleep(self.seconds)
+        time.sleep(0.3 if uri in self.slow else self.seconds)
         with self.lock:
             self.at_once -= 1
         if uri == self.missing:
@@ -123,6 +124,26 @@ def test_what_always_comes_at_once_is_read_without_a_thread_until_it_does_not(
     storage.seconds = 0.02
     assert read(fetcher, manifest_rows(names), 0.0) == [name.encode() for name in names]
     assert len(storage.readers) > 2
+
+
+@pytest.mark.parametrize(("slow", "one_reader"), [({20, 59}, True), ({20, 21, 22, 23}, False)])
+def test_a_late_file_among_many_does_not_bring_threads_back_but_a_few_in_a_row_do(
+    fetcher: Fetcher,
+    storage: Counting,
+    manifest_rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+    slow: set[int],
+    one_reader: bool,
+) -> None:
+    monkeypatch.setattr(fetching, "_PROMPT_S", 0.25)
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "_PROMPT_FILES", 2)
+        read(fetcher, manifest_rows([f"/{n}.jpg" for n in range(9)]), 0.0)
+    storage.readers.clear()
+    names = [f"/{n}.jpg" for n in range(80)]
+    storage.slow = {names[n] for n in slow}
+    assert read(fetcher, manifest_rows(names), 0.0) == [name.encode() for name in names]
+    assert (storage.readers == {threading.current_thread().name}) is one_reader
 
 
 def test_a_file_that_cannot_be_read_fails_where_it_is_taken(
