@@ -55,6 +55,8 @@ class Workers:
     encode_gpus: float
     preprocess_bytes: int
     encode_bytes: int
+    late_threads: int
+    """Those of an encoder when all is preprocessed: then it has the preprocess actors' CPUs too."""
     commits: int
     """Those that run at once: each is in a process that takes a second of a core to start."""
 
@@ -236,6 +238,8 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
         encode = config.encoder_actors or min(encoders, max(1, cpus // 2))
         preprocess = config.preprocess_actors or min(fitting, max(1, cpus - encode))
         cpu_actors, encode_cpus, encode_gpus = preprocess + encode, 1.0, 0.0
+    # A cluster's CPUs may be those of another machine, or of somebody else by then.
+    alone = device == "cpu" and not in_cluster()
     # A disk is done with a shard before a CPU has embedded the next.
     commits_are_short = device == "cpu" and not config.output.startswith("s3://")
     # More actors than CPUs share them, so many to each: any other share might fit on no machine.
@@ -249,6 +253,7 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
         encode_gpus=encode_gpus,
         preprocess_bytes=max(1, int(min(claims.preprocess, share * per_cpu))),
         encode_bytes=max(1, int(min(claims.encode, share * per_cpu))),
+        late_threads=max(1, int(cpu_actors * share / encode)) if alone else 1,
         commits=min(_MOST_COMMITS, encode * (1 if commits_are_short else 2)),
     )
 

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -86,8 +87,9 @@ def _pass(
     workers = plan_workers(config, what.device, claimed)
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)
+    encode = replace(encode, late_threads=workers.late_threads)
     window = build.window(rows_a_block, frozen.shard_rows, workers, calls=encode.calls)
-    notes = _beside_the_driver(Notes, window)
+    notes = _beside_the_driver(Notes, window, items)
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )

@@ -6,16 +6,14 @@ import math
 import os
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import schema
 from pipeline.attempts import MOST_DEATHS, OwnAttempts
-from pipeline.block import Block, Failure, Levels, PackCounts
+from pipeline.block import Block, Failure, PackCounts
 from pipeline.config import (
     ComputeDevice,
     ComputeDtype,
@@ -25,6 +23,7 @@ from pipeline.config import (
     OutputDtype,
     Pool,
 )
+from pipeline.encode_rows import Floats, failure_of, patches_of, segment_columns
 from pipeline.identity import Identity
 from pipeline.packs import PackedEncoder, is_device_error
 from pipeline.progress import Counts, tell_shard
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 # call has nothing to overlap with, and costs memory.
 _CALLS: dict[ComputeDevice, int] = {"cpu": 1, "cuda": 16}
 
-Floats = npt.NDArray[np.floating[Any]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
@@ -48,6 +45,7 @@ class EncodeConfig:
 
     Attributes:
         calls: The most calls at once, which share packs.
+        late_threads: Of a CPU, when nothing is left to preprocess; one until then.
     """
 
     location: str
@@ -61,6 +59,7 @@ class EncodeConfig:
     normalize: bool
     output_dtype: OutputDtype
     calls: int = 1
+    late_threads: int = 1
 
     @classmethod
     def of(cls, config: EmbedConfig, what: Identity, token_budget: int) -> EncodeConfig:
@@ -108,6 +107,7 @@ class Encode:
         self._progress = progress
         self._attempts = OwnAttempts(attempts) if attempts is not None else None
         self._failure: Exception | None = None
+        self._threads = 1
         try:
             self._start()
         except Exception as error:
@@ -126,12 +126,13 @@ class Encode:
         told = None
         if self._progress is not None and self._attempts is not None:
             told = tell_shard(self._progress, rows["shard"][0].as_py())
+            self._take_idle_cpus(self._progress)
         present = rows["error_code"].is_null().combine_chunks().to_numpy(zero_copy_only=False)
         items = np.flatnonzero(present).tolist()
         block = self._encoder.block(
             rows["item_id"].take(items).to_pylist() if items else [],
             rows["grid_thw"].take(items).to_pylist() if items else [],
-            _patches(rows["patches"], items),
+            patches_of(rows["patches"], items),
         )
         try:
             self._embed(block)
@@ -143,6 +144,15 @@ class Encode:
         if told is not None:
             told()
         return table
+
+    def _take_idle_cpus(self, progress: ActorHandle[Any]) -> None:
+        """Lets packs have more threads once that takes nothing from preprocessing."""
+        import ray  # noqa: PLC0415 (the command line's other jobs do without)
+
+        most = self._config.late_threads
+        if self._threads < most and ray.get(progress.all_preprocessed.remote()):
+            self._encoder.use_threads(most)
+            self._threads = most
 
     def _start(self) -> None:
         if self._attempts is not None:
@@ -212,14 +222,14 @@ class Encode:
         found["num_tokens"] = [None] * rows.num_rows
         for item, row in enumerate(items):
             found["num_tokens"][row] = math.prod(block.grids[item]) // block.merged
-            failure = _failure(block, item, vectors, segments)
+            failure = failure_of(block, item, vectors, segments)
             for name, value in zip(schema.FAILURE.names, failure or (), strict=False):
                 found[name][row] = value
         widths = np.zeros(rows.num_rows + 1, np.int32)
         widths[np.array(items, np.int64) + 1] = block.width
         found["embedding"] = pa.ListArray.from_arrays(np.cumsum(widths), vectors.reshape(-1))
         if segments is not None:
-            found |= _segments(block, items, found, segments)
+            found |= segment_columns(block, items, found, segments)
         found["device"] = [self._encoder.device_name] * rows.num_rows
         target = schema.encoded(rows.schema, pa.from_numpy_dtype(vectors.dtype), self._config.level)
         columns = [
@@ -256,59 +266,3 @@ class Encode:
                 ceiling_flop=counts.seconds * ceiling_flop_s,
             )
         )
-
-
-def _failure(
-    block: Block, item: int, vectors: Floats, segments: Floats | None
-) -> tuple[str, str, str, int] | None:
-    """What an item's row says of why it has no embedding; None where it has one."""
-    if item in block.failures:
-        why = block.failures[item]
-        return "encode", "encode_failed", why.message, why.attempts
-    message = ""
-    if not np.isfinite(vectors[item]).all():
-        message = f"the {vectors.dtype} vector is not finite"
-    elif segments is not None:
-        span = block.span(item)
-        sound = np.isfinite(segments[span]).all(axis=1)
-        if not sound.all():
-            message = f"the {vectors.dtype} vector of segment {sound.argmin()} is not finite"
-        elif not block.finite[span].all():
-            number = block.finite[span].argmin()
-            message = f"a token of segment {number} is not finite in float16"
-    return ("encode", "not_finite", message, 1) if message else None
-
-
-def _segments(
-    block: Block, items: list[int], rows: dict[str, Any], segments: Floats
-) -> dict[str, pa.Array]:
-    """`schema.SEGMENT_RESULTS` of the rows without an error; those of all others are empty."""
-    codes = rows["error_code"]
-    good = {item: row for item, row in enumerate(items) if codes[row] is None}
-    kept, tokens = block.without(set(range(len(items))) - set(good))
-    slices, lengths = np.zeros((2, len(codes)), np.int64)
-    for item, row in good.items():
-        slices[row], lengths[row] = block.grids[item][0], rows["num_tokens"][row]
-    columns = {"segment_embeddings": _lists(segments[kept], slices)}
-    if block.keeps_tokens:
-        columns["token_embeddings"] = _lists(tokens, lengths)
-    return columns
-
-
-def _lists(vectors: Floats, counts: npt.NDArray[np.int64]) -> pa.LargeListArray:
-    """Flat lists of so many vectors each, over their own buffer."""
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts) * vectors.shape[1]])
-    return pa.LargeListArray.from_arrays(offsets, vectors.reshape(-1))
-
-
-def _patches(column: pa.ChunkedArray, items: list[int]) -> list[Levels]:
-    """The bytes of each item's patches, uint8 [bytes], as views of the block's own buffers."""
-    views = [view for chunk in column.chunks for view in _views(chunk)]
-    return [views[row] for row in items]
-
-
-def _views(array: pa.LargeBinaryArray) -> list[Levels]:
-    _, offsets, data = array.buffers()
-    ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    levels = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-    return [levels[start:end] for start, end in pairwise(ends)]

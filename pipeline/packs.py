@@ -74,6 +74,10 @@ class PackedEncoder:
         segments = [i for i, s in enumerate(block.segments) if items is None or s.item in items]
         self._packs(block, segments)
 
+    def use_threads(self, threads: int) -> None:
+        """Lets packs on a CPU have so many threads from now on: their results stay the same."""
+        self._packs.use_threads(threads)
+
     def alone(self) -> AbstractContextManager[None]:
         """Keeps other calls' packs off the device, whose work for them is done by then."""
         return self._packs.alone()

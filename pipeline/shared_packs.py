@@ -142,6 +142,13 @@ class SharedPacks:
         if call.error is not None:
             raise call.error
 
+    def use_threads(self, threads: int) -> None:
+        """Lets packs on a CPU have so many threads from now on."""
+        import torch  # noqa: PLC0415 (only the actor pays its second)
+
+        # PyTorch keeps the number for each thread that asks for work.
+        self._starter.submit(torch.set_num_threads, threads).result()
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keeps other threads' packs off the device, whose work for them is done by then."""
@@ -193,7 +200,7 @@ class SharedPacks:
         self._starting = True
         self._on_device += 1
         pack = _Pack(places=places)
-        error = self._unlocked(self._starter.submit(pack.start, self._runner).result)
+        error = self._unlocked(lambda: self._starter.submit(pack.start, self._runner).result())
         self._starting = False
         if error is None:
             self._started.append(pack)

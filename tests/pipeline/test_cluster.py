@@ -62,6 +62,33 @@ def test_where_memory_is_short_fewer_actors_preprocess() -> None:
     assert planned([node(8, 11, gpus=1)], "cuda", preprocess_actors=8).preprocess == 8
 
 
+@pytest.mark.parametrize(
+    ("cpus", "options", "threads"),
+    [
+        (2, {}, 2),
+        (3, {}, 3),
+        (8, {}, 2),
+        (8, {"encoder_actors": 1}, 8),
+        (8, {"preprocess_actors": 1}, 1),
+        # More actors than CPUs: there are none to spare.
+        (2, {"encoder_actors": 2, "preprocess_actors": 2}, 1),
+        (2, {"encoder_actors": 1, "preprocess_actors": 4}, 1),
+    ],
+)
+def test_encoders_have_the_other_actors_cpus_when_all_is_preprocessed(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, options: dict[str, int], threads: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert planned([node(cpus, 64)], **options).late_threads == threads
+
+
+def test_encoders_have_no_more_in_a_cluster_or_beside_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert planned([node(8, 64, gpus=1)], "cuda").late_threads == 1
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert planned([node(8, 64)] * 2).late_threads == 1
+
+
 def test_a_disk_keeps_up_with_a_cpu_and_what_is_slower_has_two_commits_at_once() -> None:
     assert planned([node(4, 64)]).commits == 2
     assert planned([node(4, 64)], output="s3://bucket/output").commits == 4

@@ -50,7 +50,7 @@ MORE = Counts(
 
 
 def summed(*all_counts: Counts) -> Counts:
-    counter = ProgressCounter(1)
+    counter = ProgressCounter(1, 0)
     for counts in all_counts:
         counter.add(counts)
     return counter.snapshot()
