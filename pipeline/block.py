@@ -110,10 +110,12 @@ class Block:
 
     def pooled(self, pool: Pool) -> npt.NDArray[np.float64]:
         """The items' vectors [items, D]; an item's segments are all of one length."""
+        if len(self.segments) == len(self.grids):
+            return self.vectors.astype(np.float64)
         out = np.zeros((len(self.grids), self.width))
-        for item, vector in enumerate(out):
-            own = self.vectors[self.span(item)]
-            with np.errstate(invalid="ignore"):  # What is not finite is told apart later.
+        with np.errstate(invalid="ignore"):  # What is not finite is told apart later.
+            for item, vector in enumerate(out):
+                own = self.vectors[self.span(item)]
                 vector[:] = own.max(axis=0) if pool == "max" else own.mean(axis=0, dtype="float64")
         return out
 

@@ -108,14 +108,19 @@ class Fetcher:
             file.set_exception(error)
         if time.monotonic() > began + _PROMPT_S:
             self._learn(late=True)
-        return file
+        try:
+            return file
+        finally:
+            del file  # What was raised holds on to this frame, and the file to what was raised.
 
     def _learn(self, *, late: bool) -> None:
         self._lateness += _LATE_FILES if late else -1
         if self._lateness >= 2 * _LATE_FILES:
             self._ahead, self._lateness = min(max(2 * self._ahead, _FEWEST), _MOST), 0
         elif self._lateness <= -_PROMPT_FILES:
-            self._ahead, self._lateness = self._ahead // 2, 0
+            # Never one: a thread would read what is waited for at once.
+            self._ahead = self._ahead // 2 if self._ahead > _FEWEST else 0
+            self._lateness = 0
 
     def _read(self, uri: str, version: str | None, most: int) -> list[Fetched]:
         found = fetch_item(

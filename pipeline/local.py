@@ -84,18 +84,16 @@ class LocalStorage:
         """The whole file; its version is checked before and after, as writers take no lock."""
         try:
             with open_file(local_path(uri), reach) as file:
-                before = _info(uri, os.fstat(file.fileno()))
-                if version is not None and before.version != version:
-                    raise _changed(version, before.version)
-                if max_bytes is not None and before.size_bytes > max_bytes:
-                    raise ItemError(
-                        "too_large", f"{before.size_bytes} bytes, the limit is {max_bytes}"
-                    )
+                status = os.fstat(file.fileno())
+                size, before = status.st_size, _version(status)
+                if version is not None and before != version:
+                    raise _changed(version, before)
+                if max_bytes is not None and size > max_bytes:
+                    raise ItemError("too_large", f"{size} bytes, the limit is {max_bytes}")
                 # A file that grows meanwhile has another version; the kernel's own, which may go on
                 # for ever, have no size.
-                data = file.read(before.size_bytes)
-                status = os.fstat(file.fileno())
-                after = _info(uri, status)
+                data = file.read(size)
+                after = _version(os.fstat(file.fileno()))
         except (FileNotFoundError, NotADirectoryError):
             self._check_mounts(uri)
             raise ItemError("not_found", "the file is gone") from None
@@ -107,11 +105,11 @@ class LocalStorage:
             if error.errno not in _NAME_ERRORS:
                 raise StorageError(f"{uri}: {error.strerror}") from error
             raise ItemError("not_found", f"no file can be read there: {error.strerror}") from None
-        if after.version != before.version:
-            raise _changed(before.version, after.version)
+        if after != before:
+            raise _changed(before, after)
         if data:
             self._read[self._mount(uri, status.st_dev)] = uri
-        return Fetched(data=data, version=after.version)
+        return Fetched(data=data, version=after)
 
     def _mount(self, uri: str, device: int) -> str:
         # Such a one may lead to another mount of the device. Path's own raises what the disk does.
@@ -240,11 +238,11 @@ def _is_readable(uri: str) -> bool:
 
 
 def _info(path: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(
-        uri=local_uri(path),
-        size_bytes=status.st_size,
-        version=f"{status.st_size}-{status.st_mtime_ns}",
-    )
+    return ObjectInfo(uri=local_uri(path), size_bytes=status.st_size, version=_version(status))
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _changed(expected: str, found: str) -> ItemError:

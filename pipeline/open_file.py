@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import ItemError, shown
@@ -23,13 +22,14 @@ def open_file(path: str, reach: Reach | None = None) -> BinaryIO:
     # it can be replaced in between.
     hold = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        opened = Path(f"/proc/self/fd/{hold}")
-        mode = opened.stat().st_mode
+        opened = f"/proc/self/fd/{hold}"
+        mode = os.fstat(hold).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is a pipe, a socket or a device")
-        real = str(opened.readlink())
+        # Not `pathlib`, here and below, which takes as long as the kernel does.
+        real = os.readlink(opened)  # noqa: PTH115
         # So the kernel calls a file that another one has taken the place of since.
         names = (real, real.removesuffix(" (deleted)"))
         if reach is not None and not any(map(reach.holds, names)):
@@ -37,6 +37,6 @@ def open_file(path: str, reach: Reach | None = None) -> BinaryIO:
                 "access_denied",
                 f"it leads to {shown(real)}, out of the inputs' folders; --follow-links goes there",
             )
-        return opened.open("rb")
+        return open(opened, "rb")  # noqa: PTH123
     finally:
         os.close(hold)

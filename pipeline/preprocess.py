@@ -167,13 +167,14 @@ class Preprocess:
 
     def _begin(self, media_type: str | None, fetched: File) -> tuple[_Item, Decoding | None]:
         item = _Item(media_type=media_type)
-        try:
-            # Taken out, or a long clip's file would be there twice while it is decoded.
-            with self._watch.waiting("fetch_s"):
-                found = fetched.result().pop()
-        except ItemError as error:
-            item.error = error
+        with self._watch.waiting("fetch_s"):
+            error = fetched.exception()
+        if isinstance(error, ItemError):
+            # Not that very error, nor raised: it holds on to the bytes of a file that changed.
+            item.error = ItemError(error.code, error.message)
             return item, None
+        # Taken out, or a long clip's file would be there twice while it is decoded.
+        found = fetched.result().pop()
         item.version, item.content_hash = found.version, digest(found.data)
         with self._watch.waiting("decode_s"):
             decoder = self._started()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import simplejpeg
 
+from processors.jpeg_scans import TABLES, segments
 from processors.orientation import UPRIGHT, Room, fresh, orientation_of, turn_upright
 from processors.sizes import reduced_size, reduction
 
@@ -26,10 +27,8 @@ _MOST_PIXELS_A_BYTE: Final = 4 * 64
 
 # Frames of a cosine transform, Huffman coded, as cameras and encoders make them. Arithmetic and
 # lossless ones are rare enough to be Pillow's (asked for fewer pixels of the latter, libjpeg-turbo
-# before 3.1.4 writes beyond its memory), and so is whatever may stand before a frame but these:
-# tables, restarts, applications' segments, comments.
+# before 3.1.4 writes beyond its memory), and so is whatever may stand before a frame but tables.
 _FRAMES: Final = (0xC0, 0xC1, 0xC2)
-_SEGMENTS: Final = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)
 
 
 def decode_jpeg(
@@ -78,11 +77,5 @@ def decode_jpeg(
 
 def _is_common(data: bytes) -> bool:
     """Whether one of the usual frames follows upon segments that leave nothing between them."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        kind = data[position + 1]
-        size = int.from_bytes(data[position + 2 : position + 4], "big")
-        if kind not in _SEGMENTS or size < 2:
-            return kind in _FRAMES
-        position += 2 + size
-    return False
+    kinds = (kind for kind, _ in segments(data))
+    return next((kind in _FRAMES for kind in kinds if kind not in TABLES), False)

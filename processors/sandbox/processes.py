@@ -124,24 +124,20 @@ class Template:
 
     Raises:
         TemplateError: If it does not come up.
+        OSError: If no process, descriptor or memory is left for it.
     """
 
     def __init__(self, module: str) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(_START_LIMIT_S)
         self._log = os.memfd_create("patchflow-template-log", os.MFD_CLOEXEC)
-        with theirs:
-            # -P: no module of the working directory's, which may be strangers'.
-            command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())]
-            self._process = subprocess.Popen(
-                command,
-                env=clean_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._log,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is this process's to deal with.
-            )
+        try:
+            with theirs:
+                self._process = _started(module, theirs, log=self._log)
+        except OSError:
+            self._control.close()
+            os.close(self._log)
+            raise
         try:
             self._receive()  # that it is ready
         except TemplateError:
@@ -224,6 +220,20 @@ class Template:
     def _last_words(self) -> str:
         lines = os.pread(self._log, 2**20, 0).decode(errors="replace").splitlines()
         return lines[-1] if lines else "no message"
+
+
+def _started(module: str, control: socket.socket, *, log: int) -> subprocess.Popen[bytes]:
+    # -P: no module of the working directory's, which may be strangers'.
+    command = [sys.executable, "-P", "-m", module, str(control.fileno()), str(os.getpid())]
+    return subprocess.Popen(
+        command,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=log,
+        pass_fds=[control.fileno()],
+        start_new_session=True,  # Ctrl-C is this process's to deal with.
+    )
 
 
 def clean_environment() -> dict[str, str]:

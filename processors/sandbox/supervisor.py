@@ -55,6 +55,8 @@ class Supervisor:
                 self._child = self._template.start_child(self._start, self._memory)
             except TemplateError as error:
                 self._lose_template(error)
+            except OSError as error:  # No process, descriptor or memory is left for one.
+                self._lose_template(TemplateError(f"it cannot be had: {error.strerror}"))
             else:
                 return self._child
         last = self._losses[-1]

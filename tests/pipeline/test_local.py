@@ -151,15 +151,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     path.write_bytes(b"12345")
     stat, calls = os.fstat, []
 
-    def append_after_the_first_look(descriptor: int) -> os.stat_result:
+    def append_before_it_is_read(descriptor: int) -> os.stat_result:
         found = stat(descriptor)
-        if not calls:
+        if len(calls) == 1:  # The first look is at what kind of file it is.
             with path.open("ab") as file:
                 file.write(b"6")
         calls.append(descriptor)
         return found
 
-    monkeypatch.setattr(os, "fstat", append_after_the_first_look)
+    monkeypatch.setattr(os, "fstat", append_before_it_is_read)
     with pytest.raises(ItemError) as caught:
         store.fetch(str(path))
     assert caught.value.code == "version_changed"
@@ -379,15 +379,15 @@ def test_a_file_that_is_rewritten_in_place_while_it_is_read_is_refused(
     os.utime(path, (1000, 1000))
     stat, calls = os.fstat, []
 
-    def rewrite_after_the_first_look(descriptor: int) -> os.stat_result:
+    def rewrite_before_it_is_read(descriptor: int) -> os.stat_result:
         found = stat(descriptor)
-        if not calls:
+        if len(calls) == 1:
             with path.open("r+b") as file:
                 file.write(b"abcde")
         calls.append(descriptor)
         return found
 
-    monkeypatch.setattr(os, "fstat", rewrite_after_the_first_look)
+    monkeypatch.setattr(os, "fstat", rewrite_before_it_is_read)
     with pytest.raises(ItemError) as caught:
         store.fetch(str(path))
     assert caught.value.code == "version_changed"
@@ -494,14 +494,14 @@ def test_a_file_that_grows_faster_than_it_is_read_is_read_no_further(
     path.write_bytes(b"12345")
     stat, calls = os.fstat, []
 
-    def grow_after_the_first_look(descriptor: int) -> os.stat_result:
+    def grow_before_it_is_read(descriptor: int) -> os.stat_result:
         found = stat(descriptor)
-        if not calls:
+        if len(calls) == 1:
             os.truncate(path, 2**40)
         calls.append(descriptor)
         return found
 
-    monkeypatch.setattr(os, "fstat", grow_after_the_first_look)
+    monkeypatch.setattr(os, "fstat", grow_before_it_is_read)
     assert code_of_fetching(store, path) == "version_changed"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import weakref
@@ -377,6 +378,38 @@ def test_files_larger_than_their_manifest_says_are_read_when_it_is_their_turn(
     assert most[0] <= 2
     with closing(Preprocess(preprocess_config(max_file_bytes=2**23))) as stage:
         assert {row["error_code"] for row in run(stage, rows)} == {"too_large"}
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_file_that_changed_does_not_stay_in_memory(
+    stage: Preprocess,
+    photo: Photo,
+    manifest_rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+    ahead: int,
+) -> None:
+    """A block whose files are all being written would hold every one of them."""
+    files: list[weakref.ref[memoryview]] = []
+
+    class Changing:
+        def fetch(
+            self, uri: str, *, version: str | None, max_bytes: int | None, **_: Any
+        ) -> Fetched:
+            data = memoryview(photo(30, 30))
+            if uri == "/last.png":
+                assert sum(file() is not None for file in files) <= 2 + ahead
+                return Fetched(data=data, version="1")
+            files.append(weakref.ref(data))
+            raise ItemError("version_changed", "it grew")
+
+    monkeypatch.setattr("pipeline.fetching.storage_for", lambda uri: Changing())
+    monkeypatch.setattr(stage._fetcher, "_ahead", ahead)
+    gc.disable()
+    try:
+        rows = run(stage, manifest_rows([*(f"/{n}.png" for n in range(9)), "/last.png"]))
+    finally:
+        gc.enable()
+    assert [row["error_code"] for row in rows] == ["version_changed"] * 9 + [None]
 
 
 def test_a_file_that_is_being_decoded_is_in_memory_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import psutil
@@ -389,11 +390,27 @@ def test_processes_that_cannot_be_started_are_nobodys_fault(module: str, reason:
     class LostDecoder(Decoder):
         _template_module = module
 
+    check_that_none_starts(LostDecoder, reason)
+
+
+def test_want_of_processes_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def none_left(*command: Any, **options: Any) -> NoReturn:
+        asked.append(command)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("processors.sandbox.processes.subprocess.Popen", none_left)
+    check_that_none_starts(Decoder, "it cannot be had: Resource temporarily unavailable")
+    assert len(asked) == 3
+
+
+def check_that_none_starts(kind: type[Decoder], reason: str) -> None:
     this = psutil.Process()
     gc.collect()  # of what other tests have left
     before = this.num_fds(), this.children()
     with pytest.raises(SandboxError, match="decoder processes cannot be started: ") as caught:
-        LostDecoder()
+        kind()
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert this.num_fds() <= before[0]

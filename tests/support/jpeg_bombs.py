@@ -35,6 +35,12 @@ def jpeg_bombs() -> dict[str, tuple[bytes, str | None]]:
         "101 scans.jpg": (many_scans(8, 101), "too_large"),
         "1,000 scans of 13,000 x 13,000.jpg": (many_scans(13_000, 1000), "too_large"),
         "1,000 plain scans.jpg": (_jpeg(thrice, _scan() * 1000), "too_large"),
+        # Of these libjpeg reads one, and then is at odds with the file.
+        "1,000 scans of all.jpg": (_jpeg(thrice, _scan(planes=3) * 1000), "corrupt"),
+        "1,000 scans of all of 13,000 x 13,000.jpg": (
+            _jpeg(_header(13_000, 13_000), _scan() * 1000),
+            "corrupt",
+        ),
         "scans in a thumbnail.jpg": (_jpeg(_segment(0xE1, b"Exif\0\0" + scans), small), None),
         "scans behind the end.jpg": (_jpeg(small) + scans, None),
         "restarts of 65,535.jpg": (_jpeg(_segment(0xDD, b"\xff\xff"), small), None),
