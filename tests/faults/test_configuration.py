@@ -103,14 +103,16 @@ def test_another_schema_version_is_refused(begun: EmbedConfig) -> None:
         resume(begun)
 
 
-def test_the_command_refuses_before_it_starts_anything(commands, output_at, tmp_path) -> None:
+def test_the_command_refuses_before_it_starts_ray(commands, output_at, tmp_path) -> None:
     Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
     output = output_at(tmp_path / "output")
     args = (tmp_path / "a.png", "--output", output.folder)
     assert commands.run("embed", *args).code == 0
     objects = output.objects()
     refused = commands.run("embed", *args, "--pool", "max", "--normalize")
-    assert (refused.code, refused.most_processes) == (2, 1), str(refused)
+    # The driver, and perhaps its workers' template, which begins beside its own imports.
+    assert (refused.code, refused.left_behind) == (2, []), str(refused)
+    assert refused.most_processes <= 2, str(refused)
     assert len(refused.err.splitlines()) == 1
     assert "pool was mean, now max; normalize was False, now True" in refused.err
     assert output.objects() == objects
