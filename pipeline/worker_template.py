@@ -121,17 +121,21 @@ class _Template:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         connection.settimeout(_PATIENCE_S)
+        streams: list[int] = []
+        worker = None
         try:
-            request, streams = _request(connection)
+            message, streams, _, _ = socket.recv_fds(connection, _MOST_BYTES, 3)
+            request = _request(message)
             worker = os.fork()
         except (OSError, ValueError):  # Whoever asked is gone, or does without.
             connection.close()
-            return
-        if not worker:
+        if worker == 0:
             self._close(connection)
             _work(request, streams)
         for stream in streams:
             os.close(stream)
+        if worker is None:
+            return
         with suppress(OSError):
             connection.send(STARTED)
         process = os.pidfd_open(worker)
@@ -153,18 +157,16 @@ class _Template:
             one.close()
 
 
-def _request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """What a worker is to be like, and its standard streams.
+def _request(message: bytes) -> dict[str, Any]:
+    """What a worker is to be like.
 
     Raises:
-        OSError: Nothing came.
         ValueError: It cannot be forked here.
     """
-    message, streams, _, _ = socket.recv_fds(connection, _MOST_BYTES, 3)
     request: dict[str, Any] = json.loads(message)
     if request["environment"].get(_JOB) not in (_FIRST_JOB, _NO_JOB):
         raise ValueError(f"{request['environment'].get(_JOB)}: not the first job")
-    return request, streams
+    return request
 
 
 def _work(request: dict[str, Any], streams: list[int]) -> NoReturn:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from pipeline.worker_start import ADDRESS
-from pipeline.worker_template import worker_template
+from pipeline.worker_template import _Template, worker_template
 from tests.support.scripts import ROOT, environment, run, running
 
 _ACTORS = """
@@ -113,6 +115,22 @@ def test_without_the_template_workers_live_on_and_ray_starts_others(found: list[
     assert pids == [look["pid"] for look in looks[1:]]
     assert late["parent"] != ["-m", "pipeline.worker_template"]
     assert late["niceness"] == looks[0]["niceness"]
+
+
+def test_a_worker_of_another_job_is_not_forked_and_leaves_no_descriptor(tmp_path: Path) -> None:
+    this = psutil.Process()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "workers"))
+        listener.listen()
+        asked = this.num_fds()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(str(tmp_path / "workers"))
+            request = json.dumps({"environment": {"RAY_JOB_ID": "02000000"}}).encode()
+            socket.send_fds(client, [request], [1, 1, 2])
+            template: Any = SimpleNamespace(_listener=listener)
+            _Template._accept(template)
+            assert client.recv(1) == b""
+        assert this.num_fds() == asked
 
 
 def test_no_fork_outlives_a_killed_driver() -> None:
