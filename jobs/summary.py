@@ -1,4 +1,4 @@
-"""The end of a run, for people."""
+"""What a run says at its end."""
 
 from __future__ import annotations
 

@@ -199,8 +199,8 @@ def cuts(
     """Where a shard is cut into blocks: before each of these rows, and at its end.
 
     A block has patches of `BLOCK_BYTES` at most, whatever its items turn out to be; an item that
-    may be larger has a block of its own. It has `first` rows at most if it is the first, each of
-    the others half as many more as the one before, and none more than `rows_a_block`.
+    may be larger has a block of its own. The first has `first` rows at most; for each one after it
+    that limit grows by a half, up to `rows_a_block`.
     """
     found, block_bytes, most_rows = [0], 0, min(first, rows_a_block)
     for row, kind in enumerate(kinds):

@@ -58,7 +58,7 @@ class Workers:
     late_threads: int
     """Those of an encoder when all is preprocessed: then it has the preprocess actors' CPUs too."""
     commits: int
-    """Those that run at once: each is in a process that takes a second of a core to start."""
+    """Those that run at once, each in a process of its own."""
 
     @property
     def share_of_machines(self) -> float:

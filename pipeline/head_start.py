@@ -24,8 +24,9 @@ def in_cluster() -> bool:
 def head_start() -> Iterator[None]:
     """Begins what a local run waits for longest: two seconds of imports, in its workers' template.
 
-    Best given before this process's own imports. Nothing happens where there is a cluster to join,
-    nor in a block of this within another one.
+    Best given before this process's own imports; after Ray's there is no template. Nothing happens
+    where there is a cluster to join, nor in a block of this within another one. What it sets in the
+    environment stays there. A command that runs nothing after all has begun those imports in vain.
     """
     if in_cluster() or _GIVEN.get():
         yield

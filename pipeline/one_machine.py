@@ -21,8 +21,8 @@ from typing import Any
 _KNOWN_RAY = "2.60.0"
 # Settings of Ray's core.
 SYSTEM_CONFIG = {
-    # A worker that waits a second for its next task would be ended, and another started: a second
-    # of a core, again and again.
+    # A worker that waits a second for its next task would be ended, and another started, again and
+    # again: a second of a core without a template.
     "idle_worker_killing_time_threshold_ms": 600_000,
     # Ray tries to reach its object store a moment too early in half of all starts, and again after
     # a second, ten times. Rather after 20 ms, 500 times.
@@ -99,7 +99,7 @@ def _start_raylet(start: Callable[..., Any], *arguments: Any, **options: Any) ->
 def few_actors() -> Iterator[None]:
     """Keeps Ray Data from starting actors of its own beside the driver.
 
-    Each of the three takes a second of a core, just when all cores are at work on the first items.
+    Each of the three is another process, just when all cores are at work on the first items.
     """
     if not is_known_ray():
         yield

@@ -24,7 +24,8 @@ def main() -> None:
     """Becomes a worker, or waits for the end of one that the template has forked."""
     worker = [option for option in sys.argv[1:] if not option.startswith(_OF_ENVIRONMENTS)]
     with suppress(KeyError, OSError):
-        if _forked(os.environ[ADDRESS], worker):
+        # Options for Python come first, where it has any: a fork has the template's.
+        if not worker[0].startswith("-") and _forked(os.environ[ADDRESS], worker):
             return
     os.execv(sys.executable, [sys.executable, *worker])
 

@@ -1,6 +1,6 @@
 """The template of a local run's workers: a process that holds their imports, and forks them.
 
-    python -m pipeline.worker_template LISTENER
+    python -m pipeline.worker_template LISTENER ADDRESS
 
 Ray starts a Python for every worker, and each imports Ray Data and torch again: two seconds of a
 core, when all cores are at work on the first items. The raylet is told to start
@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -72,13 +73,15 @@ def worker_template() -> Iterator[None]:
 
 @contextmanager
 def _template_process() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="patchflow-") as folder:
+    # A template whose driver is gone removes it too.
+    folders = tempfile.TemporaryDirectory(prefix="patchflow-", ignore_cleanup_errors=True)
+    with folders as folder:
         address = str(Path(folder) / "workers")
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(address)  # Nobody else may enter the folder.
             listener.listen()
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(listener.fileno())],
+                [sys.executable, "-m", __name__, str(listener.fileno()), address],
                 cwd=Path(__file__).parents[1],
                 env={
                     "OMP_NUM_THREADS": "1",  # As Ray tells every worker that has a CPU or less.
@@ -102,21 +105,33 @@ def _template_process() -> Iterator[None]:
 
 
 class _Template:
-    """Forks workers, and tells those that asked for them of their end."""
+    """Forks workers, and tells those that asked for them of their end.
 
-    def __init__(self, listener: socket.socket) -> None:
+    Args:
+        listener: Where they ask.
+        address: Its place, in a folder of its own, which goes with the driver.
+    """
+
+    def __init__(self, listener: socket.socket, address: Path) -> None:
         self._listener = listener
+        self._address = address
         self._asked: dict[int, socket.socket] = {}
         """By the descriptor of each worker's process, who asked for it."""
         self._events = DefaultSelector()
         self._events.register(listener, EVENT_READ, self._accept)
         # The driver's end of this pipe closes with it.
-        self._events.register(sys.stdin, EVENT_READ, sys.exit)
+        self._events.register(sys.stdin, EVENT_READ, self._end)
 
     def run(self) -> NoReturn:
         while True:
             for key, _ in self._events.select():
                 key.data()
+
+    def _end(self) -> NoReturn:
+        with suppress(OSError):
+            self._address.unlink()
+            self._address.parent.rmdir()
+        sys.exit()
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -170,15 +185,20 @@ def _request(message: bytes) -> dict[str, Any]:
 
 
 def _work(request: dict[str, Any], streams: list[int]) -> NoReturn:
-    """Does what the process that `pipeline.worker_start` is would do, in this one."""
+    """Does what the process that `pipeline.worker_start` is would do, in this one.
+
+    What must not end it, as its end is all that the raylet would hear, does not.
+    """
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     os.setpgid(0, 0)  # The raylet ends a worker with all of its group.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # As in all that the raylet starts.
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    Path("/proc/self/oom_score_adj").write_text(request["oom_score_adj"])
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(request["oom_score_adj"])
     sys.argv = request["command"]
     sys.path[0] = str(Path(sys.argv[0]).parent)
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -211,8 +231,11 @@ def _draw_in_fork() -> bytes:
     with ours, theirs:
         pid = os.fork()
         if not pid:
-            theirs.send(ray.NodeID.from_random().binary())
-            os._exit(0)
+            try:
+                theirs.send(ray.NodeID.from_random().binary())
+            finally:
+                os._exit(0)
+        theirs.close()  # Or its end would not be seen, if it comes before a draw.
         os.waitpid(pid, 0)
         return ours.recv(_MOST_BYTES)
 
@@ -224,7 +247,7 @@ def main() -> None:
     if forks_draw_alike():
         sys.exit("forks draw the same random numbers")
     gc.freeze()  # Pages that the collector does not touch stay shared with the workers.
-    _Template(socket.socket(fileno=int(sys.argv[1]))).run()
+    _Template(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])).run()
 
 
 if __name__ == "__main__":

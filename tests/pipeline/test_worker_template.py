@@ -23,6 +23,7 @@ from tests.support.scripts import ROOT, environment, run, running
 _ACTORS = """
 import json, os, random, time
 from pathlib import Path
+from signal import SIG_BLOCK, pthread_sigmask
 import psutil
 from pipeline.cluster import ray_running
 
@@ -34,6 +35,7 @@ class Actor:
             "pid": me.pid,
             "parent": me.parent().cmdline()[1:3],
             "niceness": me.nice(),
+            "blocked": [int(signal) for signal in pthread_sigmask(SIG_BLOCK, set())],
             "oom_score_adj": Path("/proc/self/oom_score_adj").read_text(),
             "group": os.getpgrp(),
             "folder": os.getcwd(),
@@ -63,6 +65,12 @@ with ray_running(verbose=False):
     late = ray.get(ray.remote(num_cpus=0)(Actor).remote().look.remote())
     pids = ray.get([actor.look.remote() for actor in actors[1:]])
 print(json.dumps([looks, start, len(gone), late, [look["pid"] for look in pids]]))
+"""
+_OPTIONS = f"""{_ACTORS}
+with ray_running(verbose=False):
+    import ray
+    actor = ray.remote(num_cpus=0)(Actor).remote()
+    print(json.dumps(ray.get(actor.look.remote(), timeout=60)["parent"]))
 """
 _WAIT = f"""{_ACTORS}
 with ray_running(verbose=False):
@@ -96,6 +104,7 @@ def test_workers_are_forks_like_those_that_ray_starts(found: list[Any]) -> None:
         assert look["group"] == look["pid"]  # The raylet ends a worker with all of its group.
         assert look["folder"] == str(ROOT)
         assert look["sockets"] == 0
+        assert look["blocked"] == [signal.SIGINT]  # Ctrl-C is the driver's to deal with.
         assert start == {name: look[name] for name in start}
 
 
@@ -133,21 +142,31 @@ def test_a_worker_of_another_job_is_not_forked_and_leaves_no_descriptor(tmp_path
         assert this.num_fds() == asked
 
 
-def test_no_fork_outlives_a_killed_driver() -> None:
-    driver = subprocess.Popen(
-        [sys.executable, "-c", _WAIT],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    with driver:
-        assert driver.stdout is not None
-        below = json.loads(driver.stdout.readline())
-        driver.send_signal(signal.SIGKILL)
-    assert len(below) > 5
-    psutil.wait_procs([psutil.Process(pid) for pid in below if running(pid)], 10)
-    assert not any(map(running, below))
+def test_a_worker_that_python_has_options_for_is_no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONNOUSERSITE", "1")  # Ray then starts workers with `-s`.
+    ended = run(_OPTIONS)
+    assert ended.returncode == 0, ended.stderr
+    assert "pipeline.worker_template" not in json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_no_fork_and_no_folder_outlives_a_killed_driver() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # A short path: sockets are in it.
+        driver = subprocess.Popen(
+            [sys.executable, "-c", _WAIT],
+            cwd=ROOT,
+            env=environment() | {"TMPDIR": folder},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        with driver:
+            assert driver.stdout is not None
+            below = json.loads(driver.stdout.readline())
+            assert len(list(Path(folder).glob("patchflow-*"))) == 1
+            driver.send_signal(signal.SIGKILL)
+        assert len(below) > 5
+        psutil.wait_procs([psutil.Process(pid) for pid in below if running(pid)], 10)
+        assert not any(map(running, below))
+        assert not list(Path(folder).glob("patchflow-*"))
 
 
 def test_without_room_for_its_socket_there_is_no_template(
