@@ -94,14 +94,14 @@ def read_pieces(
         in_order: Whether pieces come in the order of their bytes, or as they arrive.
 
     Yields:
-        A piece and its bytes, read-only.
+        A piece and its bytes, not to be written to.
 
     Raises:
         CheckpointError: A file ends before a tensor does.
         Exception: The filesystem's own.
     """
     parts = plan_parts(entries)
-    waiting: dict[Future[bytes], Part] = {}
+    waiting: dict[Future[memoryview], Part] = {}
     pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="byte-ranges")
     try:
         while True:
@@ -114,7 +114,7 @@ def read_pieces(
                 wait(waiting, return_when=FIRST_COMPLETED)
             future = next(each for each in waiting if in_order or each.done())
             part = waiting.pop(future)
-            data = memoryview(future.result())
+            data = future.result()
             for piece in part.pieces:
                 yield piece, data[piece.start : piece.end]
     finally:

@@ -83,7 +83,7 @@ def _check_dtype(dtype: torch.dtype) -> None:
 
 
 def _read(found: VisionTensors) -> Iterator[_Piece]:
-    # torch takes no memory that is read-only, as what was read is.
+    # torch takes no memory that is read-only, as what an object store gives is.
     buffer = memoryview(bytearray(PART_BYTES))
     for name, offset, data in found.pieces():
         dtype = _TORCH_DTYPES[found.entries[name].dtype]

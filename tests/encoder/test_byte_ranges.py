@@ -3,6 +3,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,8 +87,8 @@ def test_parts_cover_every_tensor_once_and_nothing_else(
             assert part.start + piece.start == tensor.start + piece.offset
 
 
-class WatchedFilesystem(LocalFileSystem):
-    """Notes the ranges that are read, and how many at a time."""
+class WatchedFilesystem(AbstractFileSystem):
+    """Files of this machine; notes the ranges that are read, and how many at a time."""
 
     cachable = False
 
@@ -112,8 +113,7 @@ class WatchedFilesystem(LocalFileSystem):
                 self.under_way -= 1
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        data: bytes = super().cat_file(path, start, end)
-        return data
+        return Path(path).read_bytes()[start:end]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
@@ -14,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from encoder import (
     CheckpointError,
     Glm4vVisionConfig,
+    byte_ranges,
     checkpoint_digest,
     vision_tensors,
     write_vision_tower,
 )
+from encoder.safetensors_file import Filesystem, read_range
 
 WriteCheckpoint = Callable[..., tuple[Path, dict[str, torch.Tensor]]]
 
@@ -126,14 +127,12 @@ def test_only_vision_bytes_are_read(
     language_bytes = 4000
     tensors = vision_tensors(str(folder))
     read = []
-    cat_file = fsspec.implementations.local.LocalFileSystem.cat_file
 
-    def count(self: Any, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        data: bytes = cat_file(self, path, start, end)
-        read.append(len(data))
-        return data
+    def count(fs: Filesystem, path: str, start: int, end: int) -> memoryview:
+        read.append(end - start)
+        return read_range(fs, path, start, end)
 
-    monkeypatch.setattr(fsspec.implementations.local.LocalFileSystem, "cat_file", count)
+    monkeypatch.setattr(byte_ranges, "read_range", count)
     checkpoint_digest(tensors)
     vision_bytes = sum(tensor.nbytes for tensor in state.values())
     assert sum(read) == vision_bytes
