@@ -123,7 +123,8 @@ class RunConfig(OutputConfig):
     encoder_actors: Count = None
     """Encoder processes; one a GPU, or one for every two CPUs, where not given."""
     preprocess_actors: Count = None
-    """Preprocessing processes; one for every CPU that is left where not given."""
+    """Preprocessing processes; one for every CPU where not given, and in a cluster without GPUs one
+    for every CPU that encoders leave; fewer where memory is short."""
     token_budget: Count = None
     """Merged patches a forward pass; 16384 on CUDA, 1024 on a CPU where not given."""
     max_file_bytes: Count = None

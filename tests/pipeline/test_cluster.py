@@ -41,8 +41,16 @@ def node(cpus: float, memory_gib: float, gpus: float = 0) -> Node:
 
 def test_where_memory_is_ample_every_actor_claims_its_own() -> None:
     found = planned([node(8, 64)])
-    assert (found.preprocess, found.encode) == (4, 4)
+    assert (found.preprocess, found.encode) == (8, 4)
+    assert (found.preprocess_cpus, found.encode_cpus) == (0.5, 0.5)
     assert (found.preprocess_bytes, found.encode_bytes) == (2.5 * GIB, GIB)
+
+
+def test_in_a_cluster_no_cpu_is_claimed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    found = planned([node(8, 64), node(4, 64)])
+    assert (found.preprocess, found.encode) == (6, 6)
+    assert (found.preprocess_cpus, found.encode_cpus) == (1, 1)
 
 
 def test_where_memory_is_short_fewer_actors_preprocess() -> None:
@@ -66,13 +74,13 @@ def test_where_memory_is_short_fewer_actors_preprocess() -> None:
     ("cpus", "options", "threads"),
     [
         (2, {}, 2),
+        (1, {}, 1),
         (3, {}, 3),
         (8, {}, 2),
         (8, {"encoder_actors": 1}, 8),
         (8, {"preprocess_actors": 1}, 1),
-        # More actors than CPUs: there are none to spare.
         (2, {"encoder_actors": 2, "preprocess_actors": 2}, 1),
-        (2, {"encoder_actors": 1, "preprocess_actors": 4}, 1),
+        (2, {"encoder_actors": 1, "preprocess_actors": 4}, 2),
     ],
 )
 def test_encoders_have_the_other_actors_cpus_when_all_is_preprocessed(
