@@ -9,9 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -352,11 +353,13 @@ def test_files_that_cannot_be_looked_at_are_not_taken_for_absent(
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("503 slow down")
 
-    location = checkpoint(image_processor={"patch_expand_factor": 2})
+    location = "memory://checkpoint"
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    fsspec.filesystem("memory").put(checkpoint(), "/checkpoint", recursive=True)
     # As of the Hub's file system, and most.
-    monkeypatch.setattr(LocalFileSystem, "exists", AbstractFileSystem.exists)
+    monkeypatch.setattr(MemoryFileSystem, "exists", AbstractFileSystem.exists)
     for method in ("info", "_open"):
-        monkeypatch.setattr(LocalFileSystem, method, refuse)
+        monkeypatch.setattr(MemoryFileSystem, method, refuse)
     with pytest.raises(StorageError, match=f"--encoder {location}: 503 slow down"):
         brought_options(location)
 
