@@ -55,8 +55,8 @@ class Workers:
     encode_gpus: float
     preprocess_bytes: int
     encode_bytes: int
-    late_threads: int
-    """Those of an encoder when all is preprocessed: then it has the preprocess actors' CPUs too."""
+    most_threads: int
+    """Those of an encoder while preprocessing leaves CPUs idle: then it has those too."""
     commits: int
     """Those that run at once, each in a process of its own."""
 
@@ -256,7 +256,7 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
         encode_gpus=encode_gpus,
         preprocess_bytes=max(1, int(min(claims.preprocess, share * per_cpu))),
         encode_bytes=max(1, int(min(claims.encode, share * per_cpu))),
-        late_threads=max(1, min(cpus, cpu_actors) // encode) if alone else 1,
+        most_threads=max(1, min(cpus, cpu_actors) // encode) if alone else 1,
         commits=min(_MOST_COMMITS, encode * (1 if commits_are_short else 2)),
     )
 

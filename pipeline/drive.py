@@ -87,9 +87,11 @@ def _pass(
     workers = plan_workers(config, what.device, claimed)
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)
-    encode = replace(encode, late_threads=workers.late_threads)
+    encode = replace(
+        encode, most_threads=workers.most_threads, encoders=workers.encode, items=items
+    )
     window = build.window(rows_a_block, frozen.shard_rows, workers, calls=encode.calls)
-    notes = _beside_the_driver(Notes, window, items)
+    notes = _beside_the_driver(Notes, window)
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )

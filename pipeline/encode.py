@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from pipeline.config import (
 )
 from pipeline.encode_rows import Floats, failure_of, patches_of, segment_columns
 from pipeline.identity import Identity
+from pipeline.idle_cpus import IdleCpus
 from pipeline.packs import PackedEncoder, is_device_error
 from pipeline.progress import Counts, tell_shard
 from pipeline.tower import tower_of
@@ -45,7 +47,9 @@ class EncodeConfig:
 
     Attributes:
         calls: The most calls at once, which share packs.
-        late_threads: Of a CPU, when nothing is left to preprocess; one until then.
+        most_threads: Of a CPU, while preprocessing leaves CPUs idle; one otherwise.
+        encoders: Actors of this kind.
+        items: All of the run's.
     """
 
     location: str
@@ -59,7 +63,9 @@ class EncodeConfig:
     normalize: bool
     output_dtype: OutputDtype
     calls: int = 1
-    late_threads: int = 1
+    most_threads: int = 1
+    encoders: int = 1
+    items: int = 0
 
     @classmethod
     def of(cls, config: EmbedConfig, what: Identity, token_budget: int) -> EncodeConfig:
@@ -108,6 +114,12 @@ class Encode:
         self._attempts = OwnAttempts(attempts) if attempts is not None else None
         self._failure: Exception | None = None
         self._threads = 1
+        self._idle_cpus = IdleCpus(
+            items=config.items,
+            encoders=config.encoders,
+            cpus=(config.most_threads - 1) * config.encoders,
+            now=time.monotonic(),
+        )
         try:
             self._start()
         except Exception as error:
@@ -146,13 +158,16 @@ class Encode:
         return table
 
     def _take_idle_cpus(self, progress: ActorHandle[Any]) -> None:
-        """Lets packs have more threads once that takes nothing from preprocessing."""
+        """Lets packs have more threads while that takes nothing from preprocessing."""
         import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
-        most = self._config.late_threads
-        if self._threads < most and ray.get(progress.all_preprocessed.remote()):
-            self._encoder.use_threads(most)
-            self._threads = most
+        if (most := self._config.most_threads) == 1:
+            return
+        asked: Any = progress.snapshot.remote()
+        threads = most if self._idle_cpus.are_there(time.monotonic(), ray.get(asked)) else 1
+        if threads != self._threads:
+            self._encoder.use_threads(threads)
+            self._threads = threads
 
     def _start(self) -> None:
         if self._attempts is not None:

@@ -12,6 +12,6 @@ class Notes(ProgressCounter, Attempts):
     In a module that imports no Ray Data: so does whoever unpickles it.
     """
 
-    def __init__(self, window: int, items: int) -> None:
-        ProgressCounter.__init__(self, window, items)
+    def __init__(self, window: int) -> None:
+        ProgressCounter.__init__(self, window)
         Attempts.__init__(self)

@@ -77,9 +77,9 @@ _NAMES = tuple(known.name for known in fields(Counts))
 class ProgressCounter:
     """The actor behind the line: sums of counts, the gate of the source, and whose blocks are."""
 
-    def __init__(self, window: int, items: int) -> None:
+    def __init__(self, window: int) -> None:
         self._counts = Counts()
-        self._window, self._items = window, items
+        self._window = window
         self._committed = 0
         self._shards: dict[str, str] = {}
 
@@ -90,10 +90,6 @@ class ProgressCounter:
     def snapshot(self) -> Counts:
         """The sums so far."""
         return self._counts
-
-    def all_preprocessed(self) -> bool:
-        """Whether nothing is left to preprocess."""
-        return self._counts.preprocessed >= self._items
 
     def made(self, task: str, shard: str) -> None:
         """Notes that the block which a task of Ray makes is of `shard`."""

@@ -207,7 +207,8 @@ def _cause(figures: Figures, slowest: Stage) -> tuple[str, str]:
     )
     if (slowest is preprocess or not figures.on_gpus) and figures.is_starved:
         got = f"work that needs a whole CPU had {figures.cpu:.0%} of one"
-        return "the machine's CPUs", f"{got}; more actors would only share them: add CPUs"
+        add = "add CPUs" if figures.on_gpus else "add CPUs, or a GPU to encode on"
+        return "the machine's CPUs", f"{got}; more actors would only share them: {add}"
     if even:
         more = "more CPUs and GPUs" if figures.on_gpus else "more CPUs, or a GPU to encode on"
         return "preprocess and encode alike", more

@@ -124,7 +124,7 @@ def under_way() -> int:
         encode_gpus=0,
         preprocess_bytes=1,
         encode_bytes=1,
-        late_threads=1,
+        most_threads=1,
         commits=1,
     )
     rows = build.block_rows(SHARDS * SHARD_ROWS, workers)

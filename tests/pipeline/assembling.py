@@ -77,7 +77,7 @@ class Stream:
 
 def run(path: Path) -> dict[str, Any]:
     config, blocks, lost = pickle.loads(path.read_bytes())
-    progress: Any = ray.remote(num_cpus=0)(ProgressCounter).remote(1, 0)
+    progress: Any = ray.remote(num_cpus=0)(ProgressCounter).remote(1)
     stream: Any = Stream(progress, blocks, lost)
     shards = []
     error = None

@@ -34,7 +34,7 @@ def workers(preprocess: int, encode: int = 1) -> Workers:
         encode_gpus=0,
         preprocess_bytes=1,
         encode_bytes=1,
-        late_threads=1,
+        most_threads=1,
         commits=1,
     )
 

@@ -87,14 +87,14 @@ def test_encoders_have_the_other_actors_cpus_when_all_is_preprocessed(
     monkeypatch: pytest.MonkeyPatch, cpus: int, options: dict[str, int], threads: int
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert planned([node(cpus, 64)], **options).late_threads == threads
+    assert planned([node(cpus, 64)], **options).most_threads == threads
 
 
 def test_encoders_have_no_more_in_a_cluster_or_beside_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert planned([node(8, 64, gpus=1)], "cuda").late_threads == 1
+    assert planned([node(8, 64, gpus=1)], "cuda").most_threads == 1
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert planned([node(8, 64)] * 2).late_threads == 1
+    assert planned([node(8, 64)] * 2).most_threads == 1
 
 
 def test_a_disk_keeps_up_with_a_cpu_and_what_is_slower_has_two_commits_at_once() -> None:

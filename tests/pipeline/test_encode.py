@@ -268,20 +268,22 @@ def test_progress_hears_of_operations_where_the_devices_ceiling_is_known(
     assert found.ceiling_flop == pytest.approx(found.encode_s * 1e12)
 
 
-def test_late_blocks_have_more_threads_and_the_same_vectors(
+def test_while_preprocessing_rests_packs_have_more_threads_and_the_same_vectors(
     preprocessed: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.get", lambda answer: answer)
     grids = [(1, 16, 14)] * 9 + [(3, 12, 16), (1, 40, 40)]
     expected = stage()(preprocessed(grids))
-    encode, threads = stage(late_threads=2), []
+    encode, threads = stage(most_threads=2, items=99), []
     starter = encode._encoder._packs._starter
-    for all_preprocessed in (False, True):
-        remote = SimpleNamespace(remote=lambda now=all_preprocessed: now)
-        encode._take_idle_cpus(SimpleNamespace(all_preprocessed=remote))  # type: ignore[arg-type]
+    # One block is in its hands; then others wait for it; then there is no other; then none is left.
+    for blocks, items in ((1, 11), (5, 55), (1, 11), (9, 99)):
+        counts = Counts(preprocessed_blocks=blocks, preprocessed=items)
+        snapshot = SimpleNamespace(remote=lambda counts=counts: counts)
+        encode._take_idle_cpus(SimpleNamespace(snapshot=snapshot))  # type: ignore[arg-type]
         threads.append(starter.submit(torch.get_num_threads).result())
         assert encode(preprocessed(grids)).equals(expected)
-    assert threads == [1, 2]
+    assert threads == [1, 2, 1, 2]
 
 
 def test_a_seed_makes_the_vectors_what_they_are(preprocessed: Callable[..., pa.Table]) -> None:

@@ -50,7 +50,7 @@ MORE = Counts(
 
 
 def summed(*all_counts: Counts) -> Counts:
-    counter = ProgressCounter(1, 0)
+    counter = ProgressCounter(1)
     for counts in all_counts:
         counter.add(counts)
     return counter.snapshot()
@@ -187,8 +187,9 @@ def test_work_that_gets_too_little_of_its_cpu_is_limited_by_the_machine(
 ) -> None:
     found = figures(*map(stage, stages), on_gpus=on_gpus, cpu=0.62)
     assert named(found).startswith("the machine's CPUs (")
+    add = "add CPUs" if on_gpus else "add CPUs, or a GPU to encode on"
     assert named(found).endswith(
-        "): work that needs a whole CPU had 62% of one; more actors would only share them: add CPUs"
+        f"): work that needs a whole CPU had 62% of one; more actors would only share them: {add}"
     )
 
 

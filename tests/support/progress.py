@@ -32,6 +32,6 @@ def workers(*, preprocess: int = 1, encode: int = 1, gpus: float = 0.0) -> Worke
         encode_gpus=gpus,
         preprocess_bytes=1,
         encode_bytes=1,
-        late_threads=1,
+        most_threads=1,
         commits=2 if gpus else 1,
     )
