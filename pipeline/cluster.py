@@ -28,15 +28,18 @@ from pipeline.one_machine import (
     say_nothing,
     signals_held,
     start_little,
+    system_memory,
 )
 from pipeline.strangers import refuse_open_cluster
 
 # What drivers of GPUs put there: NVIDIA's, that of Windows' subsystem, AMD's.
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-# Pages of the object store count as memory of every process that has touched them.
-_OBJECT_STORE_BYTES = 512 * 2**20
-# An encoder on a GPU has up to 17 blocks at once, and there are some that wait for it.
-_OBJECT_STORE_BYTES_OF_A_GPU = 2 * 2**30
+# The object store's: at least, and where there is room, for each GPU or all CPUs. A GPU's encoder
+# has up to 17 blocks at once, and some wait for it. A clip of the family's own size has up to 240 MB
+# of patches: with 512 MiB, one was begun when the last was through, and 24 took 110 s, not 86.
+_LEAST_OBJECT_STORE_BYTES = 512 * 2**20
+_OBJECT_STORE_BYTES = 2 * 2**30
+_OBJECT_STORE_SHARE = 1 / 8  # of a machine's memory, at most
 _SHARED_MEMORY = "/dev/shm"
 _MOST_COMMITS = 16
 
@@ -175,15 +178,14 @@ def _init(*, verbose: bool, device: ComputeDevice) -> None:
 
 
 def _object_store_bytes(device: ComputeDevice) -> int:
-    """What a local cluster's takes: of a GPU's, no more than is free where memory is shared."""
-    if device == "cpu":
-        return _OBJECT_STORE_BYTES
+    """What a local cluster's may take: its memory is only taken while objects are in it."""
     try:
         free = shutil.disk_usage(_SHARED_MEMORY).free
     except OSError:  # There is none, and Ray keeps its objects in a file.
-        return _OBJECT_STORE_BYTES
-    wanted = int(_gpus()) * _OBJECT_STORE_BYTES_OF_A_GPU
-    return max(_OBJECT_STORE_BYTES, min(wanted, free * 9 // 10))
+        return _LEAST_OBJECT_STORE_BYTES
+    wanted = (int(_gpus()) if device == "cuda" else 1) * _OBJECT_STORE_BYTES
+    most = min(0.9 * free, _OBJECT_STORE_SHARE * system_memory())
+    return max(_LEAST_OBJECT_STORE_BYTES, int(min(wanted, most)))
 
 
 def choose_device(device: Device) -> ComputeDevice:

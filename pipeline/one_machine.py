@@ -43,6 +43,15 @@ def is_known_ray() -> bool:
     return version("ray") == _KNOWN_RAY
 
 
+def system_memory() -> int:
+    """This machine's memory in bytes, or what a container may have of it; 0 if not known."""
+    if not is_known_ray():
+        return 0
+    from ray._common.utils import get_system_memory  # noqa: PLC0415 (as below)
+
+    return int(get_system_memory())
+
+
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Lets SIGINT and SIGTERM wait: Ray crashes or waits for ever when it is halfway started."""

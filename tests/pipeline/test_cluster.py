@@ -104,17 +104,31 @@ def test_a_disk_keeps_up_with_a_cpu_and_what_is_slower_has_two_commits_at_once()
     assert planned([node(400, 6400)]).commits == 16
 
 
-def test_a_gpu_has_a_larger_object_store_as_far_as_memory_is_shared(
+@pytest.mark.parametrize(
+    ("device", "memory_gib", "shared_gib", "expected"),
+    [
+        ("cuda", 1000, 100, 8),
+        ("cuda", 1000, 5, 4.5),
+        ("cuda", 48, 100, 6),
+        ("cpu", 1000, 100, 2),
+        ("cpu", 1000, 1, 0.9),
+        ("cpu", 8, 100, 1),
+        ("cpu", 2, 100, 0.5),
+        ("cpu", 1000, 0.0625, 0.5),  # what Docker's containers have
+    ],
+)
+def test_the_object_store_is_as_large_as_memory_has_room(
     monkeypatch: pytest.MonkeyPatch,
+    device: Any,
+    memory_gib: float,
+    shared_gib: float,
+    expected: float,
 ) -> None:
+    usage = shutil._ntuple_diskusage(0, 0, int(shared_gib * GIB))
     monkeypatch.setattr(cluster, "_gpus", lambda: 4.0)
-    found = []
-    for free_gib in (100, 5, 0.0625):  # The last is what Docker's containers have.
-        usage = shutil._ntuple_diskusage(0, 0, int(free_gib * GIB))
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
-        found.append(cluster._object_store_bytes("cuda") / GIB)
-    assert found == pytest.approx([8, 4.5, 0.5])
-    assert cluster._object_store_bytes("cpu") == 0.5 * GIB
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(cluster, "system_memory", lambda: int(memory_gib * GIB))
+    assert cluster._object_store_bytes(device) / GIB == pytest.approx(expected)
 
 
 @given(
