@@ -35,8 +35,8 @@ from pipeline.strangers import refuse_open_cluster
 # What drivers of GPUs put there: NVIDIA's, that of Windows' subsystem, AMD's.
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # The object store's: at least, and where there is room, for each GPU or all CPUs. A GPU's encoder
-# has up to 17 blocks at once, and some wait for it. A clip of the family's own size has up to 240 MB
-# of patches: with 512 MiB, one was begun when the last was through, and 24 took 110 s, not 86.
+# has up to 17 blocks at once, and some wait for it. A clip at the family's own size has up to
+# 240 MB of patches: of 512 MiB, each had to wait for the last, and 24 took 110 s instead of 86.
 _LEAST_OBJECT_STORE_BYTES = 512 * 2**20
 _OBJECT_STORE_BYTES = 2 * 2**30
 _OBJECT_STORE_SHARE = 1 / 8  # of a machine's memory, at most
