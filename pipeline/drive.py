@@ -27,6 +27,7 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.identity import Identity, fingerprint
+from pipeline.idle_cpus import Sharing
 from pipeline.location import join
 from pipeline.manifest import Generation, Shard, committed, reach_of
 from pipeline.notes import Notes
@@ -87,9 +88,9 @@ def _pass(
     workers = plan_workers(config, what.device, claimed)
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)
-    encode = replace(
-        encode, most_threads=workers.most_threads, encoders=workers.encode, items=items
-    )
+    if workers.most_threads > 1:
+        sharing = Sharing(threads=workers.most_threads, encoders=workers.encode, items=items)
+        encode = replace(encode, sharing=sharing)
     window = build.window(rows_a_block, frozen.shard_rows, workers, calls=encode.calls)
     notes = _beside_the_driver(Notes, window)
     rate = ErrorRate(

@@ -26,7 +26,7 @@ from pipeline.config import (
 )
 from pipeline.encode_rows import Floats, failure_of, patches_of, segment_columns
 from pipeline.identity import Identity
-from pipeline.idle_cpus import IdleCpus
+from pipeline.idle_cpus import IdleCpus, Sharing
 from pipeline.packs import PackedEncoder, is_device_error
 from pipeline.progress import Counts, tell_shard
 from pipeline.tower import tower_of
@@ -47,9 +47,7 @@ class EncodeConfig:
 
     Attributes:
         calls: The most calls at once, which share packs.
-        most_threads: Of a CPU, while preprocessing leaves CPUs idle; one otherwise.
-        encoders: Actors of this kind.
-        items: All of the run's.
+        sharing: Of one machine's CPUs; None where an encoder has one thread, whatever else happens.
     """
 
     location: str
@@ -63,9 +61,7 @@ class EncodeConfig:
     normalize: bool
     output_dtype: OutputDtype
     calls: int = 1
-    most_threads: int = 1
-    encoders: int = 1
-    items: int = 0
+    sharing: Sharing | None = None
 
     @classmethod
     def of(cls, config: EmbedConfig, what: Identity, token_budget: int) -> EncodeConfig:
@@ -114,12 +110,7 @@ class Encode:
         self._attempts = OwnAttempts(attempts) if attempts is not None else None
         self._failure: Exception | None = None
         self._threads = 1
-        self._idle_cpus = IdleCpus(
-            items=config.items,
-            encoders=config.encoders,
-            cpus=(config.most_threads - 1) * config.encoders,
-            now=time.monotonic(),
-        )
+        self._idle_cpus = IdleCpus(config.sharing) if config.sharing is not None else None
         try:
             self._start()
         except Exception as error:
@@ -161,10 +152,11 @@ class Encode:
         """Lets packs have more threads while that takes nothing from preprocessing."""
         import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
-        if (most := self._config.most_threads) == 1:
+        if self._idle_cpus is None or self._config.sharing is None:
             return
         asked: Any = progress.snapshot.remote()
-        threads = most if self._idle_cpus.are_there(time.monotonic(), ray.get(asked)) else 1
+        idle = self._idle_cpus.are_there(time.monotonic(), ray.get(asked))
+        threads = self._config.sharing.threads if idle else 1
         if threads != self._threads:
             self._encoder.use_threads(threads)
             self._threads = threads

@@ -6,6 +6,7 @@ than the one that this was written for, nothing is.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import uuid
@@ -44,9 +45,9 @@ def is_known_ray() -> bool:
 
 
 def system_memory() -> int:
-    """This machine's memory in bytes, or what a container may have of it; 0 if not known."""
+    """This machine's memory in bytes, or what a container may have of it if Ray can tell."""
     if not is_known_ray():
-        return 0
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     from ray._common.utils import get_system_memory  # noqa: PLC0415 (as below)
 
     return int(get_system_memory())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cluster
+from pipeline import cluster, one_machine
 from pipeline.budgets import Claims
 from pipeline.cluster import Workers, plan_workers
 from pipeline.config import EmbedConfig
@@ -76,6 +76,7 @@ def test_where_memory_is_short_fewer_actors_preprocess() -> None:
         (2, {}, 2),
         (1, {}, 1),
         (3, {}, 3),
+        (5, {}, 2),  # One CPU is never handed out.
         (8, {}, 2),
         (8, {"encoder_actors": 1}, 8),
         (8, {"preprocess_actors": 1}, 1),
@@ -83,7 +84,7 @@ def test_where_memory_is_short_fewer_actors_preprocess() -> None:
         (2, {"encoder_actors": 1, "preprocess_actors": 4}, 2),
     ],
 )
-def test_encoders_have_the_other_actors_cpus_when_all_is_preprocessed(
+def test_encoders_have_the_cpus_that_preprocessing_leaves_idle(
     monkeypatch: pytest.MonkeyPatch, cpus: int, options: dict[str, int], threads: int
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -129,6 +130,12 @@ def test_the_object_store_is_as_large_as_memory_has_room(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(cluster, "system_memory", lambda: int(memory_gib * GIB))
     assert cluster._object_store_bytes(device) / GIB == pytest.approx(expected)
+
+
+def test_a_machine_s_memory_is_known_with_any_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = one_machine.system_memory()
+    monkeypatch.setattr(one_machine, "is_known_ray", lambda: False)
+    assert GIB < told <= one_machine.system_memory()
 
 
 @given(

@@ -23,6 +23,7 @@ from encoder.attention import Segments, attend
 from pipeline import schema
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.errors import DeviceError
+from pipeline.idle_cpus import Sharing
 from pipeline.progress import Counts
 from tests.support.encoding import (
     DEFAULTS,
@@ -274,9 +275,10 @@ def test_while_preprocessing_rests_packs_have_more_threads_and_the_same_vectors(
     monkeypatch.setattr("ray.get", lambda answer: answer)
     grids = [(1, 16, 14)] * 9 + [(3, 12, 16), (1, 40, 40)]
     expected = stage()(preprocessed(grids))
-    encode, threads = stage(most_threads=2, items=99), []
+    encode, threads = stage(sharing=Sharing(threads=2, encoders=1, items=99)), []
     starter = encode._encoder._packs._starter
-    # One block is in its hands; then others wait for it; then there is no other; then none is left.
+    # One block is in its hands; then others wait for it, and took no time; then there is no other;
+    # then all are preprocessed.
     for blocks, items in ((1, 11), (5, 55), (1, 11), (9, 99)):
         counts = Counts(preprocessed_blocks=blocks, preprocessed=items)
         snapshot = SimpleNamespace(remote=lambda counts=counts: counts)
