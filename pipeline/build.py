@@ -93,8 +93,9 @@ def run(
         num_cpus=workers.preprocess_cpus,
         memory=workers.preprocess_bytes,
     )
-    # One block in, one block out; patches end here, vectors go on.
-    vectors = patches.map_batches(
+    # One block in, one block out; patches end here, vectors go on. `map_batches` itself refuses a
+    # GPU without a batch size, and with one it joins blocks, whose rows would be several shards'.
+    vectors = patches.map_batches_internal(
         Encode,
         fn_constructor_args=(encode, progress, attempts),
         batch_size=None,
