@@ -87,7 +87,8 @@ def _pass(
     claimed = claims(preprocess, encode, what.encoder.config)
     workers = plan_workers(config, what.device, claimed)
     items = sum(shard.rows for shard in shards)
-    rows_a_block = build.block_rows(items, workers)
+    rows_a_block = build.block_rows(items, workers, what.device)
+    preprocess = replace(preprocess, decoders=workers.decoders_an_actor)
     if workers.most_threads > 1:
         sharing = Sharing(threads=workers.most_threads, encoders=workers.encode, items=items)
         encode = replace(encode, sharing=sharing)
@@ -105,14 +106,16 @@ def _pass(
         encode=encode,
         commit=_commit_config(config, what, shards, frozen, summary.run),
         workers=workers,
-        progress=notes,
-        attempts=notes,
+        notes=notes,
     )
     with brake, _told_in_a_line(), line, closing(found):
-        for marker in found:
-            _check_shared(config.output, marker.shard)
-            summary.add(marker)
-            del left[marker.shard]
+        seen: set[str] = set()
+        for done in found:
+            if done.node not in seen:
+                _check_shared(config.output, done.marker.shard)
+                seen.add(done.node)
+            summary.add(done.marker)
+            del left[done.marker.shard]
         line.refresh()
     summary.fill = line.pace.counts.fill
     summary.steady_items_s = line.pace.steady_items_s
@@ -144,7 +147,10 @@ def _beside_the_driver(kind: type, *args: object) -> Any:
 
 
 def _check_shared(output: str, shard: str) -> None:
-    """A marker that the driver cannot see was written to another machine's own disk."""
+    """A marker that the driver cannot see was written to another machine's own disk.
+
+    One of each machine's is looked for: it shows where that machine writes to.
+    """
     place = join(output, layout.marker(shard))
     if storage_for(output).stat(place) is None:
         raise StorageError(
