@@ -261,6 +261,9 @@ def idle_encode() -> type:
         def __call__(self, block: Block) -> None:
             block.vectors[:] = np.float32(1)
 
+        def use_threads(self, threads: int) -> None:
+            """It has none."""
+
     class IdleEncode(Encode):
         def _start(self) -> None:
             assert self._attempts is not None

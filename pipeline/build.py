@@ -32,7 +32,7 @@ from pipeline import schema
 from pipeline.assemble import Committed, committed
 from pipeline.budgets import BLOCK_BYTES
 from pipeline.call_sizes import CallLimits, cut
-from pipeline.cluster import SOURCE_TASKS, Workers
+from pipeline.cluster import Workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice
 from pipeline.encode import Encode, EncodeConfig
@@ -94,7 +94,7 @@ def run(
     _configure()
     first_rows = min(_FIRST_BLOCK_ROWS, rows_a_block)
     limits = CallLimits.of(preprocess, rows=rows_a_block, first_rows=first_rows)
-    rows = _source(shards, commit.output, limits, notes)
+    rows = _source(shards, commit.output, limits, workers.source_tasks, notes)
     # One block in; one block out, or several. `memory` also keeps the engine from fusing this with
     # the source, which would make one call of a whole shard.
     patches = rows.map_batches(
@@ -140,17 +140,21 @@ def _configure() -> None:
 
 
 def _source(
-    shards: list[Shard], output: str, limits: CallLimits, progress: ActorHandle[Any]
+    shards: list[Shard],
+    output: str,
+    limits: CallLimits,
+    tasks: int,
+    progress: ActorHandle[Any],
 ) -> ray.data.Dataset:
-    """The shards' manifest rows, cut into blocks: a task a shard, as the gate opens."""
+    """The shards' manifest rows, cut into calls: a task a shard, `tasks` at once."""
     numbers = [{"id": number} for number in range(len(shards))]
     nested = ray.data.from_items(numbers, override_num_blocks=len(shards)).map_batches(
         partial(read_rows, shards=shards, output=output, limits=limits, progress=progress),
         batch_size=None,
         num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=SOURCE_TASKS),
+        compute=ray.data.TaskPoolStrategy(size=tasks),
     )
-    return _fused(nested.repartition(target_num_rows_per_block=1))
+    return _fused(nested.repartition(target_num_rows_per_block=1), tasks)
 
 
 def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
@@ -163,7 +167,7 @@ def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
     )
 
 
-def _fused(repartitioned: ray.data.Dataset) -> ray.data.Dataset:
+def _fused(repartitioned: ray.data.Dataset, tasks: int) -> ray.data.Dataset:
     """Lets the engine cut blocks in the very task that makes them, one at a time, with no CPU.
 
     It does so where both claim the same; `Dataset.repartition` takes no claims, though its operator
@@ -172,7 +176,7 @@ def _fused(repartitioned: ray.data.Dataset) -> ray.data.Dataset:
     """
     operator: Any = repartitioned._logical_plan.dag
     operator.ray_remote_args["num_cpus"] = 0
-    operator.compute.size = SOURCE_TASKS
+    operator.compute.size = tasks
     return repartitioned
 
 

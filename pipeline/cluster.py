@@ -41,9 +41,10 @@ _LEAST_OBJECT_STORE_BYTES = 512 * 2**20
 _OBJECT_STORE_BYTES = 2 * 2**30
 _OBJECT_STORE_SHARE = 1 / 8  # of a machine's memory, at most
 _SHARED_MEMORY = "/dev/shm"
-# Tasks that read shards of the manifest at once. The engine takes two blocks of each every tenth of
-# a second.
-SOURCE_TASKS = 8
+# Of tasks that read shards of the manifest, the engine takes two calls' rows each every tenth of a
+# second. A decoder process is through with a call of photos in a second or so.
+_DECODERS_A_SOURCE_TASK = 12
+_MOST_SOURCE_TASKS = 8
 # At first; more where shards come faster than that, up to the second.
 _MOST_COMMITS = 16
 _MOST_COMMITS_OF_A_CLUSTER = 128
@@ -79,6 +80,11 @@ class Workers:
     def decoders(self) -> int:
         """Files that are decoded at once."""
         return self.preprocess * self.decoders_an_actor
+
+    @property
+    def source_tasks(self) -> int:
+        """Tasks that read shards of the manifest at once."""
+        return min(_MOST_SOURCE_TASKS, -(-self.decoders // _DECODERS_A_SOURCE_TASK))
 
     @property
     def share_of_machines(self) -> float:

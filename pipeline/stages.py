@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.cluster import SOURCE_TASKS, Workers
+from pipeline.cluster import Workers
 from pipeline.progress import Counts
 
 # A stage that is the limit works nearly all the time; what is left of it goes into handing over.
@@ -103,10 +103,10 @@ class Figures:
         return cls(
             seconds=seconds,
             source=Stage(
-                actors=SOURCE_TASKS,
+                actors=workers.source_tasks,
                 blocks=done.shards_read,
                 items_s=done.read / seconds,
-                busy=share(done.read_s, SOURCE_TASKS),
+                busy=share(done.read_s, workers.source_tasks),
             ),
             preprocess=Stage(
                 actors=workers.preprocess,

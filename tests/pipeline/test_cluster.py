@@ -122,6 +122,8 @@ def test_one_driver_has_fewer_than_500_actors(monkeypatch: pytest.MonkeyPatch) -
     assert (found.preprocess, found.decoders_an_actor) == (8 * 47, 4)
     found = planned([node(192, 2000, gpus=8)] * 8, "cuda", preprocess_actors=1000)
     assert (found.preprocess, found.decoders_an_actor) == (1000, 1)
+    assert found.source_tasks == 8
+    assert planned([node(32, 128)]).source_tasks == 2
     on_cpus = planned([node(192, 2000)] * 8)
     assert on_cpus.encode + on_cpus.preprocess < 500
     assert on_cpus.encode + on_cpus.decoders <= 1536

@@ -114,7 +114,7 @@ def test_a_terminal_has_a_bar_and_a_line_a_stage(line: ProgressLine) -> None:
         r"[━╸╺]{24} 1,472/4,504 140\.8 items/s  7,390 tokens/s  2 errors  0:22 left", bar
     )
     assert stages == [
-        "source      1% busy, 102.4 items/s",
+        "source      8% busy, 102.4 items/s",
         "preprocess  97% busy, 140.8 items/s, queue 512: fetch 1%, decode 56%, resize 40%",
         "encode      61% busy, 140.8 items/s, queue 64, fill 92%",
         "commit      3% busy, 102.4 items/s, queue 448",

@@ -67,8 +67,7 @@ def test_shares_are_of_the_actors_time_and_rates_of_the_seconds() -> None:
     found = Figures.of(now, BEFORE, 10.0, workers(preprocess=2, gpus=1.0))
     assert found == Figures(
         seconds=10.0,
-        # Of eight tasks' eighty seconds.
-        source=Stage(actors=8, blocks=5, items_s=128.0, busy=0.05),
+        source=Stage(actors=1, blocks=5, items_s=128.0, busy=0.4),
         # Of two actors' twenty. 1536 are read, of which 1264 are preprocessed.
         preprocess=Stage(actors=2, blocks=22, items_s=110.0, busy=0.75, queue=272),
         # 1264 are preprocessed and 1100 encoded, of which 850 are committed.
@@ -106,7 +105,7 @@ def test_reports_that_overtake_each_other_leave_no_negative_queue() -> None:
 def test_each_stage_has_a_line_and_all_have_one_together() -> None:
     found = Figures.of(summed(BEFORE, MORE), BEFORE, 10.0, workers(gpus=1.0))
     assert found.lines() == {
-        "source": "5% busy, 128.0 items/s",
+        "source": "40% busy, 128.0 items/s",
         "preprocess": "100% busy, 110.0 items/s, queue 272: fetch 17%, decode 50%, resize 33%",
         "encode": "60% busy, 100.0 items/s, queue 164, fill 90%, 25% of the ceiling",
         "commit": "20% busy, 80.0 items/s, queue 250",
@@ -226,8 +225,8 @@ def test_where_no_stage_is_busy_none_is_named() -> None:
 
 def test_stages_that_wait_for_rows_are_limited_by_the_driver() -> None:
     assert named(figures(stage(0.5, queue=3, actors=4), stage(0.6))) == (
-        "the driver, which feeds too little to stages that wait for it (preprocess 50% busy, encode "
-        "60%, commit 3%): start several, each with its own --shards"
+        "the driver, which feeds too little to stages that wait for it (preprocess 50% busy, "
+        "encode 60%, commit 3%): start several, each with its own --shards"
     )
 
 
