@@ -142,7 +142,7 @@ def run(images: Images, items: int, actors: int) -> dict[str, Any]:
         mock.patch.object(summary.Summary, "add", watch),
         mock.patch.object(drive.build, "committed", blocks.counting(build.committed)),
         mock.patch.dict(encode._CALLS, cpu=encode._CALLS["cuda"]),
-        mock.patch.dict(build._BLOCK_ROWS, cpu=build._BLOCK_ROWS["cuda"]),
+        mock.patch.dict(build._CALL_ROWS, cpu=build._CALL_ROWS["cuda"]),
     ):
         manifest = Path(folder, "manifest.parquet")
         write_manifest(manifest, images, items)

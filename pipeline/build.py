@@ -41,11 +41,11 @@ from pipeline.one_machine import is_known_ray
 from pipeline.preprocess import Preprocess, PreprocessConfig
 from pipeline.progress import Counts, StillSizes
 
-# The most rows of a block. On a CPU a block of thumbnails takes seconds, and more rows would leave
-# one actor at work when the others have nothing left; to a GPU's driver each block is 5 ms of work.
-_BLOCK_ROWS: dict[ComputeDevice, int] = {"cpu": 128, "cuda": 512}
-# A run's first block: nothing is encoded before it is through, so it is soon.
-_FIRST_BLOCK_ROWS = 8
+# The most rows of a call. On a CPU one of thumbnails takes seconds, and more rows would leave one
+# actor at work when the others have nothing left; to a GPU's driver each call is 5 ms of work.
+_CALL_ROWS: dict[ComputeDevice, int] = {"cpu": 128, "cuda": 512}
+# Of a run's first: nothing is encoded before it is through, so it is soon.
+_FIRST_CALL_ROWS = 8
 # How often a source task asks whether its shard may start.
 _GATE_S = 0.5
 # Actors hold at most this many blocks: the two they work on, and one queued for them, so that
@@ -53,21 +53,28 @@ _GATE_S = 0.5
 _IN_FLIGHT = 3
 
 
-def block_rows(items: int, workers: Workers, device: ComputeDevice) -> int:
-    """The most rows of a block: few enough to give every actor its share."""
+def call_limits(
+    items: int, workers: Workers, device: ComputeDevice, preprocess: PreprocessConfig
+) -> CallLimits:
+    """What bounds the rows of a call: few enough to give every actor its share."""
     share = -(-items // (4 * workers.decoders))
-    return max(1, min(_BLOCK_ROWS[device], share))
+    rows = max(1, min(_CALL_ROWS[device], share))
+    return CallLimits.of(preprocess, rows=rows, first_rows=min(_FIRST_CALL_ROWS, rows))
 
 
-def window(rows_a_block: int, shard_rows: int, workers: Workers, *, calls: int) -> int:
+def window(rows: int, shard_rows: int, workers: Workers, *, calls: int) -> int:
     """Shards that may be under way: enough to fill every actor, and one to follow on.
 
-    Blocks of large items have fewer than `rows_a_block`: then there are shards to spare for the
-    others to go on with, while long clips keep some open. Encoders take `calls` at once.
+    Args:
+        rows: That an actor is expected to take at once. Where some items are larger, shards are
+            left for the others to go on with while long clips keep some open.
+        shard_rows: Of a shard.
+        workers: How many actors there are.
+        calls: That an encoder takes at once.
     """
     preprocess = workers.preprocess * _in_flight(_preprocess_calls(workers))
     blocks = preprocess + workers.encode * _in_flight(calls)
-    return 2 + -(-blocks * rows_a_block // shard_rows)
+    return 2 + -(-blocks * rows // shard_rows)
 
 
 def _preprocess_calls(workers: Workers) -> int:
@@ -83,7 +90,7 @@ def _in_flight(calls: int) -> int:
 def run(
     shards: list[Shard],
     *,
-    rows_a_block: int,
+    limits: CallLimits,
     preprocess: PreprocessConfig,
     encode: EncodeConfig,
     commit: CommitConfig,
@@ -92,8 +99,6 @@ def run(
 ) -> Generator[Committed, None, None]:
     """Embeds and commits `shards`; yields each once it is committed, in any order."""
     _configure()
-    first_rows = min(_FIRST_BLOCK_ROWS, rows_a_block)
-    limits = CallLimits.of(preprocess, rows=rows_a_block, first_rows=first_rows)
     rows = _source(shards, commit.output, limits, workers.source_tasks, notes)
     # One block in; one block out, or several. `memory` also keeps the engine from fusing this with
     # the source, which would make one call of a whole shard.

@@ -68,6 +68,12 @@ def expected_bytes(seen: StillSizes, file_bytes: int | None, most: int) -> float
     return min(mean, most)
 
 
+def expected_rows(limits: CallLimits, mean_file_bytes: float) -> int:
+    """Rows of a call over stills whose files have so many bytes on the average."""
+    expected = expected_bytes(StillSizes(), int(mean_file_bytes), limits.item_bytes)
+    return max(1, min(limits.rows, int(_CALL_BYTES / max(1.0, expected))))
+
+
 def cut(
     items: Iterable[tuple[str | None, int | None]], limits: CallLimits, seen: StillSizes
 ) -> list[int]:

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import build, layout, schema
 from pipeline.brake import Brake, ErrorRate, Machines
 from pipeline.budgets import claims
+from pipeline.call_sizes import expected_rows
 from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
@@ -87,12 +88,14 @@ def _pass(
     claimed = claims(preprocess, encode, what.encoder.config)
     workers = plan_workers(config, what.device, claimed)
     items = sum(shard.rows for shard in shards)
-    rows_a_block = build.block_rows(items, workers, what.device)
+    limits = build.call_limits(items, workers, what.device, preprocess)
     preprocess = replace(preprocess, decoders=workers.decoders_an_actor)
     if workers.most_threads > 1:
         sharing = Sharing(threads=workers.most_threads, encoders=workers.encode, items=items)
         encode = replace(encode, sharing=sharing)
-    window = build.window(rows_a_block, frozen.shard_rows, workers, calls=encode.calls)
+    mean_bytes = sum(one.size_bytes for one in planned) / max(1, sum(one.rows for one in planned))
+    rows = expected_rows(limits, mean_bytes)
+    window = build.window(rows, frozen.shard_rows, workers, calls=encode.calls)
     notes = _beside_the_driver(Notes, window)
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
@@ -101,7 +104,7 @@ def _pass(
     line = ProgressLine(notes, items, workers=workers, watch=brake.watch)
     found = build.run(
         shards,
-        rows_a_block=rows_a_block,
+        limits=limits,
         preprocess=preprocess,
         encode=encode,
         commit=_commit_config(config, what, shards, frozen, summary.run),

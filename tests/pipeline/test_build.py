@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import schema
-from pipeline.build import Workers, block_rows, nest, window
+from pipeline.build import Workers, call_limits, nest, window
 from pipeline.preprocess import unnest
+from tests.support.preprocessing import preprocess_config
 
 Rows = Callable[..., pa.Table]
 
@@ -78,21 +79,22 @@ def test_a_callers_column_of_any_type_survives_nesting(
     ],
 )
 def test_few_items_are_shared_by_all_actors(items: int, preprocess: int, rows: int) -> None:
-    assert block_rows(items, workers(preprocess), "cpu") == rows
+    limits = call_limits(items, workers(preprocess), "cpu", preprocess_config())
+    assert (limits.rows, limits.first_rows) == (rows, min(rows, 8))
 
 
 @given(
-    rows_a_block=st.integers(1, 64),
+    rows=st.integers(1, 64),
     shard_rows=st.integers(1, 5000),
     preprocess=st.integers(1, 50),
     encode=st.integers(1, 8),
     calls=st.integers(1, 16),
 )
 def test_the_window_holds_work_for_every_actor_and_one_shard_more(
-    rows_a_block: int, shard_rows: int, preprocess: int, encode: int, calls: int
+    rows: int, shard_rows: int, preprocess: int, encode: int, calls: int
 ) -> None:
-    shards = window(rows_a_block, shard_rows, workers(preprocess, encode), calls=calls)
-    wanted = (preprocess + encode * (calls + 1)) * rows_a_block
+    shards = window(rows, shard_rows, workers(preprocess, encode), calls=calls)
+    wanted = (preprocess + encode * (calls + 1)) * rows
     assert (shards - 1) * shard_rows > wanted
     assert shards >= 2
 

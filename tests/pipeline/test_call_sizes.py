@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.budgets import BLOCK_BYTES
-from pipeline.call_sizes import CallLimits, cut, expected_bytes
+from pipeline.call_sizes import CallLimits, cut, expected_bytes, expected_rows
 from pipeline.progress import StillSizes
 from processors import ImageOptions
 from tests.support.preprocessing import preprocess_config
@@ -54,6 +54,17 @@ def test_photos_of_the_default_budget_share_a_call_that_fills_several_blocks() -
     ends = cut([("image", 180_000)] * 2000, found, NOTHING)
     assert ends[1:6] == [8, 20, 38, 65, 106]
     assert max(end - start for start, end in pairwise(ends)) == CALL_BYTES // 1_800_000
+
+
+@pytest.mark.parametrize(
+    ("mean_file_bytes", "rows"),
+    [(6_000, 512), (180_000, 149), (4_000_000, 15), (0, 512)],
+)
+def test_rows_of_a_call_are_expected_from_the_mean_size_of_files(
+    mean_file_bytes: float, rows: int
+) -> None:
+    # 256 MiB of patches: ten times the file's bytes, 17 MiB at the most.
+    assert expected_rows(limits(512, item=17 * MIB), mean_file_bytes) == rows
 
 
 @pytest.mark.parametrize(
