@@ -26,6 +26,8 @@ from pipeline.errors import (
     ResizedError,
     StorageError,
 )
+from pipeline.gpu_demand import GpuDemand
+from pipeline.gpus import warn
 from pipeline.identity import Identity, fingerprint
 from pipeline.idle_cpus import Sharing
 from pipeline.location import join
@@ -86,6 +88,11 @@ def _pass(
     encode = EncodeConfig.of(config, what, budget)
     claimed = claims(preprocess, encode, what.encoder.config)
     workers = plan_workers(config, what.device, claimed)
+    if workers.waiting:
+        warn(
+            f"GPUs have room for {workers.encode} of {config.encoder_actors} encoder actors; the "
+            "others wait for more GPUs (a fraction as --gpus-per-encoder lets some share one)"
+        )
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)
     if workers.most_threads > 1:
@@ -96,7 +103,9 @@ def _pass(
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )
-    brake = Brake(rate.watch, Machines(config, what.device, claimed, workers).watch)
+    demand = GpuDemand(workers)
+    machines = Machines(config, what.device, claimed, workers)
+    brake = Brake(rate.watch, machines.watch, demand.watch)
     line = ProgressLine(notes, items, workers=workers, watch=brake.watch)
     found = build.run(
         shards,
@@ -108,7 +117,7 @@ def _pass(
         progress=notes,
         attempts=notes,
     )
-    with brake, _told_in_a_line(), line, closing(found):
+    with brake, _told_in_a_line(), demand, line, closing(found):
         for marker in found:
             _check_shared(config.output, marker.shard)
             summary.add(marker)

@@ -41,6 +41,8 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
     run = recorded(output)
     limits = config.limits(None if run is None else run.limits)
     config = replace(config, output=output, **asdict(limits))
+    if run is not None and config.dtype == "auto":
+        config = replace(config, dtype=run.semantics["compute_dtype"])
 
     def prepare() -> tuple[Identity, list[Generation]]:
         begun_with = None if run is None else run.encoder
