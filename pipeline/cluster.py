@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.budgets import Claims
-from pipeline.config import ComputeDevice, Device, EmbedConfig
+from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
 from pipeline.errors import ClusterError, UsageError
 from pipeline.gpus import compare_with_driver, count_gpus, warn
 from pipeline.head_start import head_start, in_cluster
@@ -192,26 +192,32 @@ def _object_store_bytes(device: ComputeDevice) -> int:
     return max(_LEAST_OBJECT_STORE_BYTES, int(min(wanted, most)))
 
 
-def choose_device(device: Device) -> ComputeDevice:
-    """The device that `auto` means here. Inside a cluster, Ray must be joined already.
+def choose_device(config: RunConfig) -> ComputeDevice:
+    """The device of a run. Inside a cluster, Ray must be joined already.
 
     Prints a line if torch does not see all GPUs of a machine that is not in a cluster.
 
     Raises:
-        UsageError: CUDA is asked for and there is none.
+        UsageError: CUDA is asked for and there is none, or it has no room for an encoder.
     """
-    if device == "cpu":
+    if config.device == "cpu":
         return "cpu"
     if in_cluster():
-        found, hidden = int(_resources().get("GPU", 0)), None
-        missing = "no node of the cluster has a GPU"
-    else:
-        found, hidden = count_gpus(), compare_with_driver()
-        missing = hidden or "there is no CUDA GPU here"
-    if device == "cuda" and not found:
-        raise UsageError(f"--device cuda: {missing}; or use --device cpu")
+        found = int(_resources().get("GPU", 0))
+        if config.device == "cuda" and not found:
+            raise UsageError("--device cuda: no node of the cluster has a GPU; use --device cpu")
+        return "cuda" if found else "cpu"
+    found, hidden = count_gpus(), compare_with_driver()
+    if config.device == "cuda" and not found:
+        raise UsageError(
+            f"--device cuda: {hidden or 'there is no CUDA GPU here'}; otherwise use --device cpu"
+        )
     if hidden is not None:
-        warn(hidden if found else f"{hidden}. This run computes on the CPU")
+        warn(hidden if found else f"{hidden}; this run computes on the CPU")
+    if found and not _encoders_on({"GPU": found}, config.gpus_per_encoder):
+        raise UsageError(
+            f"--gpus-per-encoder {config.gpus_per_encoder:g}: this machine has {found} GPUs"
+        )
     return "cuda" if found else "cpu"
 
 
@@ -230,11 +236,7 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> Workers:
-    """How the cluster's CPUs, GPUs and memory are shared out; what the user says goes.
-
-    Raises:
-        UsageError: The GPUs of this machine have no room for one encoder.
-    """
+    """How the cluster's CPUs, GPUs and memory are shared out; what the user says goes."""
     nodes, gpus_each = _nodes(), config.gpus_per_encoder
     cpus = max(1, int(_resources().get("CPU", 1)))
     per_cpu, encoders, fitting = _memory(nodes, claims, device, gpus_each)
@@ -243,10 +245,6 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
     waiting = 0
     if device == "cuda":
         room = sum(_encoders_on(node, gpus_each) for node in nodes)
-        if not room and not in_cluster():
-            raise UsageError(
-                f"--gpus-per-encoder {gpus_each:g}: this machine has {count_gpus()} GPUs"
-            )
         # An actor without a GPU would take that of one that is to be started again, whose calls
         # would then wait for ever.
         asked = config.encoder_actors or max(1, room)

@@ -91,7 +91,7 @@ def _pass(
     if workers.waiting:
         warn(
             f"GPUs have room for {workers.encode} of {config.encoder_actors} encoder actors; the "
-            "others wait for more GPUs (a fraction as --gpus-per-encoder lets some share one)"
+            "others wait for more GPUs; --gpus-per-encoder 0.5 would let two share one"
         )
     items = sum(shard.rows for shard in shards)
     rows_a_block = build.block_rows(items, workers)

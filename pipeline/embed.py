@@ -46,7 +46,7 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
 
     def prepare() -> tuple[Identity, list[Generation]]:
         begun_with = None if run is None else run.encoder
-        what = identity(config, choose_device(config.device), begun_with)
+        what = identity(config, choose_device(config), begun_with)
         begun = check_resumable(config.output, what.semantics)
         existing, default = generations(config.output), default_shard_rows(what)
         check_shard_size(existing[0].shard_rows if existing else config.shard_rows or default, what)
