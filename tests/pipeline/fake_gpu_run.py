@@ -49,14 +49,16 @@ def instrumented(way: str, folder: Path) -> type:
 
 def main(way: str, folder: str, *args: str) -> None:
     with head_start():
-        from pipeline.cluster import quiet
+        from jobs import console, embed
+        from pipeline.config import EmbedConfig
 
-        quiet()
-        from jobs import embed
-        from pipeline import build  # Imports Ray, which `quiet` and `head_start` prepare.
+        def job(config: EmbedConfig) -> int:
+            from pipeline import build  # Imports Ray, which the command has prepared by now.
 
-        build.Encode = instrumented(way, Path(folder))
-        embed.main(args)
+            build.Encode = instrumented(way, Path(folder))
+            return embed.job(config)
+
+        console.run(EmbedConfig, job, "embed", args)
 
 
 if __name__ == "__main__":

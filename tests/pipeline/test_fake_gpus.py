@@ -124,7 +124,7 @@ def test_a_job_on_a_cluster_whose_head_has_no_gpu_takes_the_dtype_of_its_gpus(
     done = commands.start(
         *(RAY, "job", "submit", "--address", cluster.dashboard, "--working-dir", working_dir),
         *("--", "python", "-m", "jobs.embed", photos[0].parent, "--output", output.folder),
-        *(*SMALL, "--shard-rows", 8, "--gpus-per-encoder", 0.5),
+        *(*SMALL, "--shard-rows", 8, "--gpus-per-encoder", 0.5, "--encoder-actors", 2),
         env=env,
     ).ended()
     assert done.code == 0, str(done)
