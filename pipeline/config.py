@@ -159,7 +159,7 @@ class RunConfig(OutputConfig):
         if not 0.0 <= self.max_error_rate <= 1.0:
             raise UsageError(f"--max-error-rate must be within 0 and 1, got {self.max_error_rate}")
         share = self.gpus_per_encoder
-        if not (_LEAST_GPU_SHARE <= share <= 1 or (share > 1 and share.is_integer())):
+        if not (_LEAST_GPU_SHARE <= share <= 1 or (share > 1 and share % 1 == 0)):
             raise UsageError(
                 "--gpus-per-encoder must be a whole number, or a fraction of at least "
                 f"{_LEAST_GPU_SHARE}, got {share}"
