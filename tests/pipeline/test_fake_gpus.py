@@ -137,6 +137,9 @@ def test_a_job_on_a_cluster_whose_head_has_no_gpu_takes_the_dtype_of_its_gpus(
         # float16 rounds to 2**-11: the results are near, and not those of float32.
         error = np.abs(rows[uri] - vector).max() / np.abs(vector).max()
         assert 1e-5 < error < 5e-3
+    # On a machine without GPUs, the same command resumes.
+    again = commands.run("embed", photos[0].parent, "--output", output.folder, *SMALL)
+    assert (again.code, "nothing to do" in again.out) == (0, True), str(again)
 
 
 def test_of_three_encoders_on_two_gpus_one_waits_and_one_may_be_killed(

@@ -65,7 +65,9 @@ def test_the_dtype_of_a_new_output_is_what_the_least_gpu_is_fast_at(
 def test_a_machine_without_a_driver_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert chosen() == "cpu"
     assert capsys.readouterr().err == ""
-    with pytest.raises(UsageError, match="^--device cuda: there is no CUDA GPU here; .*--device c"):
+    with pytest.raises(
+        UsageError, match=r"^--device cuda: there is no CUDA GPU here; .*--device c"
+    ):
         chosen("cuda")
 
 
@@ -85,7 +87,9 @@ def test_a_build_without_cuda_on_a_machine_with_a_gpu_is_no_silent_cpu_run(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("patchflow: this machine has an NVIDIA driver, but torch ")
     assert "install a CUDA build" in line and line.endswith("; this run computes on the CPU")
-    with pytest.raises(UsageError, match="^--device cuda: this machine has .*install a CUDA build"):
+    with pytest.raises(
+        UsageError, match=r"^--device cuda: this machine has .*install a CUDA build"
+    ):
         chosen("cuda")
     assert chosen("cpu") == "cpu"
     assert capsys.readouterr().err == ""
@@ -118,7 +122,7 @@ def test_a_user_may_hide_all_gpus(
 def test_an_encoder_that_no_machine_has_room_for_is_refused(has_gpus: Any) -> None:
     has_gpus(2, (9, 0), (9, 0))
     assert chosen(gpus_per_encoder=2.0) == "cuda"
-    with pytest.raises(UsageError, match="^--gpus-per-encoder 4: this machine has 2 GPUs$"):
+    with pytest.raises(UsageError, match=r"^--gpus-per-encoder 4: this machine has 2 GPUs$"):
         chosen(gpus_per_encoder=4.0)
 
 
