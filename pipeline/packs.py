@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import warnings
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -19,17 +20,6 @@ from pipeline.shared_packs import SharedPacks
 if TYPE_CHECKING:
     from pipeline.encode import EncodeConfig
 
-# After any of these a process's CUDA context answers nothing but errors.
-_DEVICE_ERRORS = (
-    "CUDA error",
-    "CUDA driver error",
-    "Triton Error [CUDA]",
-    "_STATUS_EXECUTION_FAILED",  # cuBLAS's and cuDNN's, as are the next.
-    "_STATUS_INTERNAL_ERROR",
-    "_STATUS_MAPPING_ERROR",
-    "_STATUS_NOT_INITIALIZED",
-)
-
 
 class PackedEncoder:
     """Holds the encoder. Calls may overlap: they share packs (`SharedPacks`)."""
@@ -38,7 +28,12 @@ class PackedEncoder:
         with collector_at_rest():
             import torch  # noqa: PLC0415 (only the actor pays its second)
 
-            from encoder import PackRunner, ceiling_flop_s, load_encoder  # noqa: PLC0415
+            from encoder import (  # noqa: PLC0415
+                CompileError,
+                PackRunner,
+                ceiling_flop_s,
+                load_encoder,
+            )
 
         torch.set_num_threads(1)
         if config.device == "cuda":
@@ -50,7 +45,10 @@ class PackedEncoder:
             torch.cuda.set_per_process_memory_fraction(config.gpu_share)
         self._model = load_encoder(config.location, seed=config.seed, device=device, dtype=dtype)
         if device == "cuda":
-            self._model.compile_blocks()
+            try:
+                self._model.compile_blocks()
+            except CompileError as error:
+                warnings.warn(str(error), stacklevel=2)
         self.ceiling_flop_s = ceiling_flop_s(device, dtype)
         self.device_name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         runner = PackRunner(
@@ -120,16 +118,3 @@ class PackedEncoder:
                 f"{error} ({self.device_name} of {socket.gethostname()}); shards stay open, run "
                 "the same command again without that device"
             ) from error
-
-
-def is_device_error(error: RuntimeError) -> bool:
-    """Whether the process can do nothing more on its device; running out of memory is none."""
-    import torch  # noqa: PLC0415
-
-    from encoder import is_out_of_memory  # noqa: PLC0415
-
-    if is_out_of_memory(error):
-        return False
-    return isinstance(error, torch.AcceleratorError) or any(
-        sign in str(error) for sign in _DEVICE_ERRORS
-    )
