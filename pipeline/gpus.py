@@ -150,8 +150,8 @@ def _cluster_capabilities() -> list[Capability]:
     for task in ready:
         try:
             found += ray.get(task)
-        except DeviceError as error:  # Ray's own class of it says the whole traceback.
-            raise DeviceError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+        except DeviceError as error:  # Ray's subclass, whose text is the whole traceback.
+            raise DeviceError(str(getattr(error, "cause", error))) from error
         except ray.exceptions.RayError:
             continue  # The node went away.
     if not found:

@@ -6,6 +6,7 @@ Each encoder process leaves a file in FOLDER/starts. The ways:
 
     together   the first 16 calls of a process wait for each other
     held       the third call of a process, and those after it, wait until FOLDER/go is there
+    eager      held, and nodes that have come are used three seconds later
     blind      torch sees no GPU
 """
 
@@ -40,7 +41,7 @@ def instrumented(way: str, folder: Path) -> type:
             number = next(self._number)
             if way == "together" and number <= 16:
                 self._barrier.wait(60)  # Raises if the others do not come, which fails the run.
-            while way == "held" and number > 2 and not (folder / "go").exists():
+            while way in ("held", "eager") and number > 2 and not (folder / "go").exists():
                 time.sleep(0.05)
             return super().__call__(rows)
 
@@ -53,8 +54,10 @@ def main(way: str, folder: str, *args: str) -> None:
         from pipeline.config import EmbedConfig
 
         def job(config: EmbedConfig) -> int:
-            from pipeline import build  # Imports Ray, which the command has prepared by now.
+            from pipeline import brake, build  # Imports Ray, which the command has prepared.
 
+            if way == "eager":
+                brake._CAME_S = 3.0
             build.Encode = instrumented(way, Path(folder))
             return embed.job(config)
 

@@ -58,6 +58,7 @@ def test_where_memory_is_short_fewer_actors_preprocess() -> None:
     assert planned([node(32, 34)]).preprocess == 7
     assert planned([node(8, 11, gpus=1)], "cuda").preprocess == 4
     assert planned([node(8, 11, gpus=1)] * 3, "cuda").preprocess == 12
+    assert planned([node(8, 11, gpus=1)], "cuda", gpus_per_encoder=0.5).preprocess == 3
     # So do fewer encoders run on CPUs, if their weights take all.
     found = planned([node(32, 34)], claims=(2.5, 10))
     assert (found.preprocess, found.encode) == (1, 3)

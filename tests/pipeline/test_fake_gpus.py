@@ -22,7 +22,8 @@ SCRIPT = Path(__file__).with_name("fake_gpu_run.py")
 RAY = Path(sys.executable).with_name("ray")
 ENCODER = "ray::MapWorker(MapBatches(Encode))"
 # Ray takes 127.0.0.1 for another name of the machine's public address.
-HEAD, NODE = "127.0.0.2", "127.0.0.3"
+HEAD, NODE, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+START = (RAY, "start", "--block", "--disable-usage-stats", "--object-store-memory", 200 * 2**20)
 SMALL = ("--max-pixels", MAX_PIXELS, "--preprocess-actors", 1)
 
 
@@ -37,14 +38,22 @@ class Cluster:
     node: Command
 
 
+def start_node(commands: Commands, port: int, env: dict[str, str], host: str, gpus: int) -> Command:
+    """Starts a node of the cluster that `env` names; its agent listens on `port`."""
+    return commands.start(
+        *(*START, "--address", env["RAY_ADDRESS"], "--num-cpus", 1, "--num-gpus", gpus),
+        *("--node-ip-address", host, "--dashboard-agent-listen-port", port),
+        env=env | {"PATCHFLOW_TEST_GPUS": f"{gpus}:7.5"},
+    )
+
+
 @pytest.fixture(scope="module")
 def cluster(commands: Commands, free_ports: Callable[[int], list[int]]) -> Iterator[Cluster]:
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     path = {"PATH": f"{Path(sys.executable).parent}:{commands.env['PATH']}"}
     gcs, dashboard, *agents = free_ports(4)
-    start = (RAY, "start", "--block", "--disable-usage-stats", "--object-store-memory", 200 * 2**20)
     head = commands.start(
-        *(*start, "--head", "--num-cpus", 2, "--num-gpus", 0, "--node-ip-address", HEAD),
+        *(*START, "--head", "--num-cpus", 2, "--num-gpus", 0, "--node-ip-address", HEAD),
         *("--port", gcs, "--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard),
         *("--dashboard-agent-listen-port", agents[0]),
         env=auth | path,
@@ -56,14 +65,11 @@ def cluster(commands: Commands, free_ports: Callable[[int], list[int]]) -> Itera
         return listing.ended().code == 0
 
     head.wait_until("the head is up", lambda: "Ray runtime started" in head.output())
-    node = commands.start(
-        *(*start, "--address", f"{HEAD}:{gcs}", "--num-cpus", 1, "--num-gpus", 2),
-        *("--node-ip-address", NODE, "--dashboard-agent-listen-port", agents[1]),
-        env=auth | path | {"PATCHFLOW_TEST_GPUS": "2:7.5"},
-    )
+    env = auth | path | {"RAY_ADDRESS": f"{HEAD}:{gcs}"}
+    node = start_node(commands, agents[1], env, NODE, gpus=2)
     head.wait_until("the head takes jobs", answers)
     node.wait_until("the node is up", lambda: "Ray runtime started" in node.output())
-    yield Cluster(auth | path | {"RAY_ADDRESS": f"{HEAD}:{gcs}"}, address, head, node)
+    yield Cluster(env, address, head, node)
     node.kill()
     head.kill()
 
@@ -171,3 +177,19 @@ def test_an_encoder_whose_torch_sees_no_gpu_ends_the_run_with_one_line(cluster, 
     assert "install a CUDA build of torch" in done.err
     assert "Traceback" not in done.err
     assert output.rows() == output.rows("errors") == []
+
+
+@pytest.mark.whole
+def test_an_encoder_that_waits_starts_once_a_node_with_a_gpu_has_come(
+    cluster, commands, free_ports, start, assert_complete, tmp_path
+) -> None:
+    options = ("--shard-rows", 2, "--dtype", "float32", "--encoder-actors", 3)
+    run, output = start("eager", *options, env=cluster.env)
+    run.wait_until("the first shards are committed", output.commits)
+    node = start_node(commands, free_ports(1)[0], cluster.env, THIRD, gpus=1)
+    run.wait_until("it is laid out anew", lambda: "machines were added" in run.errors())
+    assert "and 3 GPU encoder actors instead of " in run.errors()
+    node.wait_until("the new node has an encoder", lambda: node.family(ENCODER))
+    (tmp_path / "go").touch()
+    assert_complete(run.ended(), output)
+    node.kill()

@@ -131,7 +131,6 @@ class Nodes:
 
     def __init__(self, *answers: Any) -> None:
         self._answers = dict(enumerate(answers))
-        self.exceptions = ray.exceptions
 
     def nodes(self) -> list[dict[str, Any]]:
         here = [
