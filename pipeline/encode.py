@@ -219,7 +219,7 @@ class Encode:
     def _table(self, rows: pa.Table, items: list[int], block: Block) -> pa.Table:
         vectors = self._stored(block.pooled(self._config.pool))
         segments = self._stored(block.vectors) if self._config.level != "item" else None
-        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()
+        finite: list[bool] = np.logical_and.reduce(np.isfinite(vectors), axis=1).tolist()
         found = {name: rows[name].to_pylist() for name in schema.FAILURE.names}
         found["num_tokens"] = [None] * rows.num_rows
         for item, row in enumerate(items):
