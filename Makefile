@@ -29,6 +29,7 @@ bench: $(VENV)/.bench $(PEERS)/.ready
 	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.driver
+	$(BIN)/python -m benchmarks.packs
 	$(BIN)/python -m benchmarks.decoder_process
 	$(BIN)/python -m benchmarks.safety
 	$(BIN)/python -m benchmarks.tune_peers

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.attempts import MOST_DEATHS, OwnAttempts
-from pipeline.block import Block, Failure, PackCounts
+from pipeline.block import Block, Failure, Floats, PackCounts
 from pipeline.config import (
     ComputeDevice,
     ComputeDtype,
@@ -24,7 +24,7 @@ from pipeline.config import (
     OutputDtype,
     Pool,
 )
-from pipeline.encode_rows import Floats, failure_of, patches_of, segment_columns
+from pipeline.encode_rows import failure_of, patches_of, segment_columns
 from pipeline.identity import Identity
 from pipeline.idle_cpus import IdleCpus, Sharing
 from pipeline.packs import PackedEncoder
@@ -222,11 +222,12 @@ class Encode:
     def _table(self, rows: pa.Table, items: list[int], block: Block) -> pa.Table:
         vectors = self._stored(block.pooled(self._config.pool))
         segments = self._stored(block.vectors) if self._config.level != "item" else None
+        finite: list[bool] = np.logical_and.reduce(np.isfinite(vectors), axis=1).tolist()
         found = {name: rows[name].to_pylist() for name in schema.FAILURE.names}
         found["num_tokens"] = [None] * rows.num_rows
         for item, row in enumerate(items):
             found["num_tokens"][row] = math.prod(block.grids[item]) // block.merged
-            failure = failure_of(block, item, vectors, segments)
+            failure = failure_of(block, item, vectors, finite[item], segments)
             for name, value in zip(schema.FAILURE.names, failure or (), strict=False):
                 found[name][row] = value
         widths = np.zeros(rows.num_rows + 1, np.int32)
