@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pipeline import build, layout, schema
 from pipeline.brake import Brake, ErrorRate, Machines
 from pipeline.budgets import claims
 from pipeline.call_sizes import expected_rows
-from pipeline.cluster import plan_workers
+from pipeline.cluster import Workers, plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.encode import EncodeConfig
@@ -37,6 +38,7 @@ from pipeline.notes import Notes
 from pipeline.preprocess import PreprocessConfig
 from pipeline.progress import Counts
 from pipeline.progress_line import ProgressLine
+from pipeline.remarks import Remarks
 from pipeline.status import markers
 from pipeline.storage import storage_for
 from pipeline.summary import Summary
@@ -103,13 +105,14 @@ def _pass(
     mean_bytes = sum(one.size_bytes for one in planned) / max(1, sum(one.rows for one in planned))
     rows = expected_rows(limits, mean_bytes)
     window = build.window(rows, frozen.shard_rows, workers, calls=encode.calls)
-    notes = _beside_the_driver(Notes, window)
+    notes = _beside_the_driver(Notes, window, _devices(workers))
+    remarks = Remarks(notes, summary.remarks)
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )
     demand = GpuDemand(workers)
     machines = Machines(config, what.device, claimed, workers)
-    brake = Brake(rate.watch, machines.watch, demand.watch)
+    brake = Brake(rate.watch, machines.watch, demand.watch, remarks.watch)
     line = ProgressLine(notes, items, workers=workers, watch=brake.watch)
     found = build.run(
         shards,
@@ -120,7 +123,7 @@ def _pass(
         workers=workers,
         notes=notes,
     )
-    with brake, _told_in_a_line(), demand, line, closing(found):
+    with brake, _told_in_a_line(), demand, line, _released(notes), closing(found):
         seen: set[str] = set()
         for done in found:
             if done.node not in seen:
@@ -129,6 +132,7 @@ def _pass(
             summary.add(done.marker)
             del left[done.marker.shard]
         line.refresh()
+        remarks.watch(line.pace.counts)
     summary.fill = line.pace.counts.fill
     summary.steady_items_s = line.pace.steady_items_s
     summary.stages = line.pace.steady
@@ -147,6 +151,20 @@ def _commit_config(
         embedding=schema.embedding_type(what.encoder.config.out_hidden_size, config.output_dtype),
         rows={shard.id: shard.rows for shard in shards},
     )
+
+
+def _devices(workers: Workers) -> int:
+    """How many devices the encoders have; all CPUs of a machine are one, so at least one."""
+    return math.ceil(workers.encode * min(1.0, workers.encode_gpus)) or 1
+
+
+@contextmanager
+def _released(notes: Any) -> Iterator[None]:
+    """Lets the encoders' actors end with the pass: `notes` holds them, and they hold it."""
+    try:
+        yield
+    finally:
+        notes.release_encoders.remote()
 
 
 def _beside_the_driver(kind: type, *args: object) -> Any:
