@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pipeline.doctor.finding import Finding
 
-# What 1008 x 700 pixels and 50,176 make of patches of 14 x 14, and a still's bytes a patch.
-WEB_PATCHES = 3600
+# Patches of 14 x 14 pixels: of a photo of 1024 x 683, and of a still of 50,176; bytes a patch.
+WEB_PATCHES = 74 * 48
 STILL_PATCHES = 256
 _PATCH_BYTES = 3 * 14 * 14
 
@@ -34,14 +34,16 @@ class Capacity:
 
     Attributes:
         images: Which images.
-        by_cpus: Photos a second of a core times cores.
-        by_gpus: Patches a second over patches an image; on a cluster without GPUs, None.
+        by_decoding: Photos a second of a core times cores.
+        by_cpus: Patches a second of a core times cores, over patches an image; without GPUs.
+        by_gpus: Patches a second of all GPUs, over patches an image.
         by_copies: Bytes a second to the GPUs over bytes an image.
         per_s: The least of those; where encoders run on CPUs, those decode and encode in turn.
         limit: What limits it.
     """
 
     images: str
+    by_decoding: float | None
     by_cpus: float | None
     by_gpus: float | None
     by_copies: float | None
@@ -57,14 +59,13 @@ def capacities(nodes: Sequence[Node]) -> list[Capacity]:
     ]
 
 
-def _capacity(
-    nodes: Sequence[Node], images: str, rate: str, pack: str, patches: int
-) -> Capacity:
-    decoded = encoded = copied = alone = 0.0
+def _capacity(nodes: Sequence[Node], images: str, rate: str, pack: str, patches: int) -> Capacity:
+    decoded = encoded = copied = on_cpus = alone = 0.0
     for node in nodes:
         photos_s = _value(node.findings, "", rate)
         decoded += photos_s * node.cpus
         on_cpu_s = _value(node.findings, "CPU", f"patches_per_s_{pack}") / patches
+        on_cpus += on_cpu_s * node.cpus
         if photos_s and on_cpu_s:  # A core decodes, then encodes.
             alone += node.cpus / (1 / photos_s + 1 / on_cpu_s)
         for device in {found.device for found in node.findings if found.device.startswith("GPU")}:
@@ -72,17 +73,21 @@ def _capacity(
             copied += _value(node.findings, device, "to_device_bytes_per_s") / (
                 patches * _PATCH_BYTES
             )
-    ways = {"CPUs": decoded, "GPUs": encoded, "copies to GPUs": copied}
+    ways = {"CPUs, which decode": decoded, "GPUs": encoded, "copies to GPUs": copied}
     if not encoded and alone:
         per_s, limit = alone, "CPUs, which decode and encode"
     elif all(ways.values()):
         limit = min(ways, key=ways.__getitem__)
         per_s = ways[limit]
     else:
-        per_s, limit = 0.0, f"not measured: {', '.join(n for n, rate_s in ways.items() if not rate_s)}"
+        per_s, limit = (
+            0.0,
+            f"not measured: {', '.join(n for n, rate_s in ways.items() if not rate_s)}",
+        )
     return Capacity(
         images=images,
-        by_cpus=decoded or None,
+        by_decoding=decoded or None,
+        by_cpus=on_cpus or None,
         by_gpus=encoded or None,
         by_copies=copied or None,
         per_s=per_s or None,

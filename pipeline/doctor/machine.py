@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from pipeline.doctor.options import Options
 from pipeline.doctor.process import Step, run_step
 
 # All of one machine; joining a cluster and asking its nodes takes some seconds more.
-LIMIT_S = 110.0
+LIMIT_S = 100.0
 _STEPS = "pipeline.doctor.steps"
 _DEVICE_HINT = "reset the device (nvidia-smi -r) or take it out"
 _STORAGE_HINT = "the storage does not answer: check its address, the network and credentials"
@@ -30,12 +31,8 @@ _PRESENT = (
     Step(name="/dev/shm", target=f"{_STEPS}.host:shared_memory", deadline_s=20),
     Step(name="sandbox", target=f"{_STEPS}.decoding:sandbox", deadline_s=30),
 )
-_INPUT = Step(
-    name="input", target=f"{_STEPS}.objects:inputs", deadline_s=30, hint=_STORAGE_HINT
-)
-_OUTPUT = Step(
-    name="output", target=f"{_STEPS}.objects:output", deadline_s=30, hint=_STORAGE_HINT
-)
+_INPUT = Step(name="input", target=f"{_STEPS}.objects:inputs", deadline_s=30, hint=_STORAGE_HINT)
+_OUTPUT = Step(name="output", target=f"{_STEPS}.objects:output", deadline_s=30, hint=_STORAGE_HINT)
 _PHOTOS = Step(name="photos", target=f"{_STEPS}.decoding:photos", deadline_s=30)
 _ATTENTION = Step(
     name="attention", target=f"{_STEPS}.attention:check", deadline_s=60, hint=_DEVICE_HINT
@@ -63,8 +60,8 @@ _RECOVERY = (
     ),
 )
 
-Job = Callable[[Callable[[str], None]], list[Finding]]
-"""A step that is ready to run; it takes what says that it runs long."""
+Job = Callable[[threading.Event, Callable[[str], None]], list[Finding]]
+"""A step that is ready to run; it takes what stops it, and what says that it runs long."""
 
 
 def examine(options: Options) -> Iterator[Finding | str]:
@@ -75,7 +72,11 @@ def examine(options: Options) -> Iterator[Finding | str]:
     """
     end_s = time.monotonic() + LIMIT_S
     gpus: list[Finding] = []
-    first = [*_PRESENT, *([_INPUT] if options.inputs else []), *([_OUTPUT] if options.output else [])]
+    first = [
+        *_PRESENT,
+        *([_INPUT] if options.inputs else []),
+        *([_OUTPUT] if options.output else []),
+    ]
     for said in _side_by_side([[_job(step, options, end_s)] for step in first]):
         if isinstance(said, Finding) and said.step == "GPU" and said.result != "broken":
             gpus.append(said)
@@ -100,9 +101,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _lane(
-    steps: Sequence[Step], options: Options, end_s: float, device: str
-) -> list[Job]:
+def _lane(steps: Sequence[Step], options: Options, end_s: float, device: str) -> list[Job]:
     return [_job(step, options, end_s, device) for step in steps]
 
 
@@ -111,7 +110,7 @@ def _job(step: Step, options: Options, end_s: float, device: str = "") -> Job:
     if device.startswith("GPU "):
         env["CUDA_VISIBLE_DEVICES"] = _visible(int(device.removeprefix("GPU ")))
     run = partial(run_step, step, options, end_s=end_s, device=device, env=env)
-    return lambda say: run(say=say)
+    return lambda stop, say: run(stop=stop, say=say)
 
 
 def _visible(index: int) -> str:
@@ -123,19 +122,23 @@ def _visible(index: int) -> str:
 def _side_by_side(lanes: list[list[Job]]) -> Iterator[Finding | str]:
     """Runs lanes in threads, the jobs of each one after the other."""
     said: queue.SimpleQueue[Finding | str | None] = queue.SimpleQueue()
+    stop = threading.Event()
 
     def follow(lane: list[Job]) -> None:
         try:
             for job in lane:
-                for finding in job(said.put):
+                for finding in job(stop, said.put):
                     said.put(finding)
         finally:
             said.put(None)
 
     with ThreadPoolExecutor(len(lanes)) as threads:
         running = [threads.submit(follow, lane) for lane in lanes]
-        for _ in lanes:
-            while (heard := said.get()) is not None:
-                yield heard
+        try:
+            for _ in lanes:
+                while (heard := said.get()) is not None:
+                    yield heard
+        finally:  # Also when nobody takes any more.
+            stop.set()
         for lane in running:
             lane.result()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +22,7 @@ from pipeline.doctor.options import Options
 ROOT = Path(__file__).parents[2]
 # A step that takes longer is named while it runs.
 _PATIENCE_S = 5.0
+_STOP_S = 0.5  # How often `stop` is looked at.
 # How long a killed process may take to end: one in a driver's call may never.
 _KILLED_S = 3.0
 
@@ -49,6 +51,7 @@ def run_step(
     options: Options,
     *,
     end_s: float,
+    stop: threading.Event,
     say: Callable[[str], None],
     device: str = "",
     env: Mapping[str, str] | None = None,
@@ -59,6 +62,7 @@ def run_step(
         step: Which.
         options: Its argument.
         end_s: When the whole examination ends, on the clock `time.monotonic`.
+        stop: Set to end the step at once, as at its deadline.
         say: Called with a line once the step takes over five seconds.
         device: What the step's findings are about.
         env: Variables to set in the process's environment.
@@ -71,6 +75,7 @@ def run_step(
     deadline_s = min(step.deadline_s, end_s - start)
     if deadline_s < 1:
         return [_lost(step, device, "left out: the time was over", "run it again", "warning")]
+    name = f"{step.name} {device}".strip()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.doctor.child", step.target, options.to_json()],
@@ -82,7 +87,7 @@ def run_step(
             start_new_session=True,
         )
         try:
-            code = _wait(process, start + deadline_s, f"{step.name} {device}".strip(), say)
+            code = _wait(process, start + deadline_s, stop, lambda text: say(f"{name}: {text}"))
         finally:
             _kill(process)
         findings, ended = _read(step, device, out)
@@ -96,18 +101,20 @@ def run_step(
 
 
 def _wait(
-    process: subprocess.Popen[bytes], end_s: float, name: str, say: Callable[[str], None]
+    process: subprocess.Popen[bytes],
+    end_s: float,
+    stop: threading.Event,
+    say: Callable[[str], None],
 ) -> int | None:
     """Returns the exit code, None where it does not end in time."""
     start = time.monotonic()
-    said_s = 0.0
-    while (now := time.monotonic()) < end_s:
+    say_s = _PATIENCE_S
+    while (now := time.monotonic()) < end_s and not stop.is_set():
         with suppress(subprocess.TimeoutExpired):
-            return process.wait(min(_PATIENCE_S, end_s - now))
-        taken_s = time.monotonic() - start
-        if taken_s >= said_s + 2 * _PATIENCE_S or not said_s:
-            said_s = taken_s
-            say(f"{name}: running for {taken_s:.0f} s")
+            return process.wait(min(_STOP_S, end_s - now))
+        if (taken_s := time.monotonic() - start) >= say_s:
+            say(f"running for {taken_s:.0f} s")
+            say_s = 2 * taken_s
     return None
 
 
@@ -122,7 +129,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _read(step: Step, device: str, out: IO[bytes]) -> tuple[list[Finding], bool]:
     """Returns what the process wrote, and whether it came to its end."""
     out.seek(0)
-    findings = []
+    findings: list[Finding] = []
     for line in out.read().decode(errors="replace").splitlines():
         if line == END:
             return findings, True
@@ -135,9 +142,7 @@ def _read(step: Step, device: str, out: IO[bytes]) -> tuple[list[Finding], bool]
     return findings, False
 
 
-def _lost(
-    step: Step, device: str, figure: str, advice: str, result: Result = "broken"
-) -> Finding:
+def _lost(step: Step, device: str, figure: str, advice: str, result: Result = "broken") -> Finding:
     return Finding(step=step.name, result=result, figure=figure, advice=advice, device=device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,10 +11,16 @@ from encoder import AttentionKernel, Glm4vVisionConfig, is_out_of_memory
 from encoder.attention import Segments, attend
 from encoder.reference import attention
 from encoder.self_check import max_error
-from pipeline.doctor.finding import Finding
+from pipeline.doctor.finding import Finding, Value
 from pipeline.doctor.options import Options
 from pipeline.doctor.steps.poison import poisoned
-from pipeline.doctor.steps.tower import describe_dtype, device_of, dtype_of, rounding_bound, shape_of
+from pipeline.doctor.steps.tower import (
+    describe_dtype,
+    device_of,
+    dtype_of,
+    rounding_bound,
+    shape_of,
+)
 
 KERNELS: tuple[AttentionKernel, ...] = ("varlen", "sdpa", "math")
 # One patch, less than a tile, one tile, small stills, web photos, the largest stills and clips.
@@ -68,19 +75,22 @@ def judge(errors: dict[int, float | None], dtype: torch.dtype, name: str) -> Fin
     bound = rounding_bound(dtype, 1)
     known = {length: error for length, error in errors.items() if error is not None}
     wrong = [length for length, error in known.items() if not error <= bound]  # NaN is not.
-    worst = max(known.values(), default=0.0, key=lambda error: error if error == error else 9e9)
+    worst = max(
+        known.values(), default=0.0, key=lambda error: math.inf if math.isnan(error) else error
+    )
     figure = f"{name}, {describe_dtype(dtype)}: off by {worst:.1g} at most, bound {bound:.1g}"
     if wrong:
         figure += f"; wrong at {', '.join(f'{length:,}' for length in wrong)} patches"
     if len(known) < len(errors):
         figure += f"; no memory from {min(set(errors) - set(known)):,} patches"
+    values: dict[str, Value] = {"kernel": name, "dtype": describe_dtype(dtype), "bound": bound}
+    values |= {f"error_at_{length}": e for length, e in known.items() if math.isfinite(e)}
     return Finding(
         step="attention",
         result="broken" if wrong or not known else "ok",
         figure=figure,
         advice="runs avoid this kernel; another torch or driver may cure it" if wrong else "",
-        values={"kernel": name, "dtype": describe_dtype(dtype), "bound": bound}
-        | {f"error_at_{length}": error for length, error in known.items() if error == error},
+        values=values,
     )
 
 
@@ -108,12 +118,12 @@ def _error(
         return None
     errors = []
     for ours_SHE, own_S3HE in zip(
-        out_NHE.split(lengths), qkv_N3HE.split(lengths), strict=True
+        *(torch.split(x, lengths) for x in (out_NHE, qkv_N3HE)), strict=True
     ):
         query_SHE, key_SHE, value_SHE = own_S3HE.double().unbind(1)
         some_Q = torch.linspace(0, len(query_SHE) - 1, min(len(query_SHE), _QUERIES)).long()
         exact = attention(query_SHE[some_Q], key_SHE, value_SHE)
         errors.append(max_error(ours_SHE[some_Q].flatten(1), exact.flatten(1)))
         if not bool(ours_SHE.isfinite().all()):
-            errors.append(float("nan"))
-    return next((error for error in errors if error != error), max(errors))
+            errors.append(math.nan)
+    return math.nan if any(map(math.isnan, errors)) else max(errors)

@@ -10,7 +10,7 @@ from pipeline.doctor.finding import Finding, Result, first_line
 from pipeline.doctor.options import Options
 
 # A photo of the web, 0.7 megapixels, and the budget of small stills.
-PHOTO_HEIGHT, PHOTO_WIDTH = 700, 1008
+PHOTO_HEIGHT, PHOTO_WIDTH = 683, 1024
 STILL_PIXELS = 50_176
 _MEASURED_S = 1.5
 _ADVICE = {

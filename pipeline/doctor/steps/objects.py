@@ -109,7 +109,9 @@ def _read_one(location: str) -> Finding:
 
     storage, name = storage_for(location), f"{location}: "
     # A glob's fixed folder.
-    fixed = location[: found.start()].rpartition("/")[0] if (found := _GLOB.search(location)) else ""
+    fixed = (
+        location[: found.start()].rpartition("/")[0] if (found := _GLOB.search(location)) else ""
+    )
     try:
         info = (None if fixed else storage.stat(location)) or next(
             iter(storage.list(fixed or location)), None

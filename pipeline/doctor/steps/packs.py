@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -14,7 +15,7 @@ from encoder.self_check import max_error
 from pipeline.doctor.finding import Finding, Result
 from pipeline.doctor.options import Options
 from pipeline.doctor.steps.corpus import Grid, make_levels, num_patches, web_grids
-from pipeline.doctor.steps.tower import device_of, dtype_of, make_tower, rounding_bound
+from pipeline.doctor.steps.tower import device_of, make_tower, rounding_bound
 
 Levels = list[npt.NDArray[np.uint8]]
 Sizes = list[tuple[int, int]]
@@ -40,9 +41,7 @@ def check(options: Options) -> Iterator[Finding]:
     yield judge("in flight", flight_error(model, device), model, figure)
 
 
-def pack_error(
-    model: Glm4vVisionModel, device: torch.device, patches: int | None = None
-) -> float:
+def pack_error(model: Glm4vVisionModel, device: torch.device, patches: int | None = None) -> float:
     """Runs a full pack of web photos, and its segments alone.
 
     Args:
@@ -90,7 +89,7 @@ def judge(step: str, error: float, model: Glm4vVisionModel, what: str) -> Findin
         result=result,
         figure=f"{what}: {error:.1g} apart, bound {bound:.1g}",
         advice="" if right else "do not embed here: another torch or driver may cure it",
-        values={"error": error if error == error else None, "bound": bound},
+        values={"error": error if math.isfinite(error) else None, "bound": bound},
     )
 
 
@@ -107,12 +106,10 @@ def stills(config: Glm4vVisionConfig, grids: list[Grid]) -> tuple[Levels, Sizes]
     sizes = [(height, width) for _, height, width in grids]
     levels_NP = make_levels(config, grids)
     assert len(levels_NP) == num_patches(grids)
-    return [part.numpy() for part in levels_NP.split([h * w for h, w in sizes])], sizes
+    return [part.numpy() for part in torch.split(levels_NP, [h * w for h, w in sizes])], sizes
 
 
-def run_pack(
-    runner: PackRunner, levels: Levels, sizes: Sequence[tuple[int, int]]
-) -> torch.Tensor:
+def run_pack(runner: PackRunner, levels: Levels, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
     """Vectors of a pack's segments, float32 [S, D]."""
     return torch.cat([vectors_of(results) for _, results in runner.start(levels, sizes)])
 

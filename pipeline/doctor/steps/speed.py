@@ -30,13 +30,13 @@ def check(options: Options) -> Iterator[Finding]:
     model = make_tower(options, device)
     ceiling = 0.0
     if device.type == "cuda":
-        ceiling = ceiling_flop_s("cuda", model.downsample.weight.dtype)
+        dtype = model.downsample.weight.dtype
+        ceiling = ceiling_flop_s("cuda", dtype)
+        figure = f"{ceiling / 1e12:.0f} TFLOP/s of matrix products in {describe_dtype(dtype)}"
         yield Finding(
             step="ceiling",
             result="ok" if ceiling else "warning",
-            figure=f"{ceiling / 1e12:.0f} TFLOP/s in {describe_dtype(model.downsample.weight.dtype)}"
-            if ceiling
-            else "no memory for the products that measure it",
+            figure=figure if ceiling else "no memory for the products that measure it",
             values={"ceiling_flop_s": ceiling},
         )
         yield copies()
