@@ -47,6 +47,8 @@ class EncodeConfig:
 
     Attributes:
         calls: The most calls at once, which share packs.
+        output: Where the quick check of a GPU is kept; None keeps it nowhere.
+        tower: The encoder's digest.
         sharing: Of one machine's CPUs; None where an encoder has one thread, whatever else happens.
     """
 
@@ -61,6 +63,8 @@ class EncodeConfig:
     normalize: bool
     output_dtype: OutputDtype
     calls: int = 1
+    output: str | None = None
+    tower: str = ""
     sharing: Sharing | None = None
 
     @classmethod
@@ -83,6 +87,8 @@ class EncodeConfig:
             normalize=config.normalize,
             output_dtype=config.output_dtype,
             calls=_CALLS[what.device],
+            output=config.output,
+            tower=encoder.digest,
         )
 
 
