@@ -54,7 +54,7 @@ class Capacity:
 def capacities(nodes: Sequence[Node]) -> list[Capacity]:
     """Adds up what was measured, for web photos at their own size and for small stills."""
     return [
-        _capacity(nodes, "web photos of 0.7 megapixels", "photos_per_s", "web", WEB_PATCHES),
+        _capacity(nodes, "web photos of 0.7 megapixels", "photos_per_s", "web_mix", WEB_PATCHES),
         _capacity(nodes, "stills of 50,176 pixels", "stills_per_s", "256", STILL_PATCHES),
     ]
 

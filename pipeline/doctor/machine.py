@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 from pipeline.doctor.finding import Finding
@@ -21,6 +22,7 @@ from pipeline.doctor.process import Step, run_step
 LIMIT_S = 100.0
 _STEPS = "pipeline.doctor.steps"
 _DEVICE_HINT = "reset the device (nvidia-smi -r) or take it out"
+_CPU_HINT = "this encoder is slow on a CPU: try a smaller one"
 _STORAGE_HINT = "the storage does not answer: check its address, the network and credentials"
 
 _PRESENT = (
@@ -83,7 +85,10 @@ def examine(options: Options) -> Iterator[Finding | str]:
         yield said
     photos = _job(_PHOTOS, options, end_s)
     if not gpus:
-        lane = [_job(step, options, end_s, "CPU") for step in (_ATTENTION, _PACKS, _SPEED)]
+        steps = [
+            replace(step, late="warning", hint=_CPU_HINT) for step in (_ATTENTION, _PACKS, _SPEED)
+        ]
+        lane = _lane(steps, options, end_s, "CPU")
         if options.device != "cuda":
             yield from _side_by_side([[photos, *lane]])
         return

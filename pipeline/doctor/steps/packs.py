@@ -21,9 +21,9 @@ Levels = list[npt.NDArray[np.uint8]]
 Sizes = list[tuple[int, int]]
 
 # A pack of the default budget: 16,384 tokens of four patches on a GPU.
-PACK_PATCHES = {"cuda": 65_536, "cpu": 2048}
-_MEDIAN = {"cuda": 2520, "cpu": 100}
-_LARGEST = {"cuda": 16_384, "cpu": 1024}
+PACK_PATCHES = {"cuda": 65_536, "cpu": 4096}
+_MEDIAN = {"cuda": 2520, "cpu": 1500}
+_LARGEST = {"cuda": 16_384, "cpu": 4096}
 # Segments of a pack that are run alone.
 _ALONE = 24
 # A token goes through each block, and through embedding, downsampling and merger.

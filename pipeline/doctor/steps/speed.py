@@ -41,7 +41,7 @@ def check(options: Options) -> Iterator[Finding]:
         )
         yield copies()
     packs = {f"{side**2:,}": [(1, side, side)] * _count(device, side) for side in _SIDES}
-    packs["web"] = web_mix(device)
+    packs["web mix"] = web_mix(device)
     yield patches(model, device, packs, ceiling, "speed")
     if device.type == "cuda":
         yield from _compiled(model, device, packs, ceiling)
@@ -61,14 +61,14 @@ def patches(
         levels_NP = make_levels(model.config, grids).to(device)
         with torch.inference_mode():
             taken_s = seconds(partial(model, levels_NP, grids), device)
-        values[f"patches_per_s_{name.replace(',', '')}"] = num_patches(grids) / taken_s
+        values[f"patches_per_s_{_key(name)}"] = num_patches(grids) / taken_s
         if ceiling:
             share = forward_flop(model.config, grids) / taken_s / ceiling
-            values[f"share_of_ceiling_{name.replace(',', '')}"] = share
+            values[f"share_of_ceiling_{_key(name)}"] = share
             shares.append(share)
     rates = (value for name, value in values.items() if name.startswith("patches"))
     named = ", ".join(f"{rate:,.0f} at {name}" for name, rate in zip(packs, rates, strict=True))
-    figure = f"patches/s: {named}"
+    figure = f"patches/s by patches a segment: {named}"
     if shares:
         figure += f"; {min(shares):.0%} to {max(shares):.0%} of the ceiling"
     slow = bool(shares) and max(shares) < _LEAST_SHARE
@@ -111,6 +111,10 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     timed(1)
     once_s = timed(1)
     return timed(max(1, round(_MEASURED_S / once_s)))
+
+
+def _key(name: str) -> str:
+    return name.replace(",", "").replace(" ", "_")
 
 
 def _count(device: torch.device, side: int) -> int:
