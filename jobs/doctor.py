@@ -18,11 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from encoder import PRESETS
 from pipeline.doctor.capacity import Capacity, Node, capacities
 from pipeline.doctor.cluster import examine_here, examine_nodes
-from pipeline.doctor.finding import Finding, first_line
-from pipeline.doctor.options import Options
+from pipeline.doctor.finding import Finding
+from pipeline.doctor.options import Options, WrongOptionError, absolute_encoder
 
 _STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red"}
 _BROKEN, _WRONG_USE = 1, 2
@@ -39,6 +38,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("patchflow doctor: interrupted", file=sys.stderr)
         sys.exit(_BROKEN)
+    except WrongOptionError as error:
+        print(f"patchflow doctor: {_printable(str(error))}", file=sys.stderr)
+        sys.exit(_WRONG_USE)
     except Exception as error:
         code = getattr(error, "exit_code", None)  # `pipeline.errors` may not import here.
         if code is None:
@@ -136,7 +138,7 @@ def _options(parsed: argparse.Namespace) -> Options:
     return Options(
         inputs=tuple(_canonical(location) for location in parsed.inputs),
         output=_canonical(parsed.output) if parsed.output else None,
-        encoder=_encoder(parsed.encoder) if parsed.encoder else None,
+        encoder=absolute_encoder(parsed.encoder) if parsed.encoder else None,
         device=parsed.device,
     )
 
@@ -147,23 +149,6 @@ def _canonical(location: str) -> str:
     except ImportError:  # The step that uses it will say so.
         return location
     return canonical(location)
-
-
-def _encoder(location: str) -> str:
-    """The location, absolute, once it is known to be an encoder."""
-    if location in PRESETS:
-        return location
-    from encoder import vision_tensors  # noqa: PLC0415
-
-    if "://" not in location:
-        location = os.path.abspath(location)  # noqa: PTH100 (as fsspec takes it)
-    try:
-        vision_tensors(location)
-    except (OSError, ValueError, RuntimeError) as error:
-        message = f"patchflow doctor: --encoder {location}: {first_line(error)}"
-        print(_printable(message), file=sys.stderr)
-        sys.exit(_WRONG_USE)
-    return location
 
 
 def _examine(options: Options, nodes: list[Node], *, insecure: bool) -> Iterator[str]:

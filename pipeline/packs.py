@@ -101,11 +101,13 @@ class PackedEncoder:
             DeviceError: It does not compute what it should, whatever the item.
         """
         from encoder import SelfCheckError, check_encoder  # noqa: PLC0415
-        from pipeline.doctor.quick import check_gpu  # noqa: PLC0415
 
         try:
             check_encoder(self._model)
-            check_gpu(self._model, self._config)
+            if self._config.device == "cuda":
+                from pipeline.doctor.quick import check_gpu  # noqa: PLC0415 (on GPUs only)
+
+                check_gpu(self._model, self._config)
         except SelfCheckError as error:
             raise DeviceError(
                 f"{error} ({self.device_name} of {socket.gethostname()}); shards stay open, run "

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from typing import Literal
+
+from encoder import PRESETS
+from pipeline.doctor.finding import first_line
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -37,3 +41,25 @@ class Options:
         """Reads what `to_json` wrote."""
         found = json.loads(line)
         return cls(**found | {"inputs": tuple(found["inputs"])})
+
+
+class WrongOptionError(ValueError):
+    """An option cannot be used; the line names it."""
+
+
+def absolute_encoder(location: str) -> str:
+    """Returns an encoder's location as every process finds it.
+
+    Raises:
+        WrongOptionError: It is neither a preset nor a checkpoint that can be read.
+    """
+    if location in PRESETS:
+        return location
+    from encoder import vision_tensors  # noqa: PLC0415 (needs fsspec)
+
+    place = location if "://" in location else os.path.abspath(location)  # noqa: PTH100
+    try:
+        vision_tensors(place)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise WrongOptionError(f"--encoder {location}: {first_line(error)}") from error
+    return place
