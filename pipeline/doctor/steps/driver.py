@@ -30,7 +30,8 @@ def check(options: Options) -> Iterator[Finding]:
         supported=supported,
         driver=driver,
         present=max(present, int(supported is not None)),
-        wanted=options.device == "cuda",
+        # A cluster's head need not have any.
+        wanted=options.device == "cuda" and options.ray_gpus != 0,
     )
     if options.device == "cpu":
         return

@@ -83,3 +83,5 @@ def test_this_machine_has_no_gpu() -> None:
     assert [found.result for found in check(Options(ray_gpus=0.0))] == ["ok", "ok"]
     driver, _ = check(Options(device="cuda"))
     assert driver.result == "broken"
+    driver, _ = check(Options(device="cuda", ray_gpus=0.0))
+    assert driver.result == "ok"
