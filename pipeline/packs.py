@@ -113,6 +113,10 @@ class PackedEncoder:
 
         try:
             check_encoder(self._model)
+            if self._config.device == "cuda":
+                from pipeline.doctor.quick import check_gpu  # noqa: PLC0415 (on GPUs only)
+
+                check_gpu(self._model, self._config)
         except SelfCheckError as error:
             raise DeviceError(
                 f"{error} ({self.device_name} of {socket.gethostname()}); shards stay open, run "
