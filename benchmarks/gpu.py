@@ -31,11 +31,12 @@ import transformers
 from transformers.models.glm4v import Glm4vVisionModel as PeerModel
 
 from benchmarks import report
-from benchmarks.gpu_parts import DEVICE, copies, kernels, poisoned, products, seconds, synchronize
+from benchmarks.gpu_parts import DEVICE, copies, kernels, products, seconds, synchronize
 from benchmarks.gpu_runs import runs
 from benchmarks.report import spread
 from benchmarks.towers import Grid, make_levels, make_peer, num_patches, pixels_of, web_grids
 from encoder import CompileError, Glm4vVisionModel, forward_flop, load_encoder, next_pack
+from pipeline.doctor.steps.poison import poisoned
 from tests.support.towers import cast_model
 
 # Of an item's mean token and the truth's. bfloat16 keeps 0.9995: see benchmarks/fidelity.py.
@@ -262,7 +263,7 @@ def pooled(tokens: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
 def check(run: Way, exact: torch.Tensor, grids: list[Grid]) -> float:
     """Least cosine of an item's mean token with the truth's; -1 where one is not finite."""
     run()  # Whatever is made once is made by now.
-    with poisoned():
+    with poisoned(DEVICE):
         cosine = float(torch.cosine_similarity(pooled(run(), grids), exact, dim=1).min())
     return -1.0 if math.isnan(cosine) else round(cosine, 6)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 from benchmarks.report import spread
 from encoder import Glm4vVisionConfig
 from encoder.attention import Segments, attend
+from pipeline.doctor.steps.poison import poisoned
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Columns and width of the large tower's products, and a square one.
@@ -43,26 +43,6 @@ def seconds(run: Callable[[], object], runs: int) -> float:
         run()
     synchronize()
     return (time.perf_counter() - start) / runs
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Free memory is full of NaN, which shows where something is read that nobody wrote.
-
-    It is given back at the end, for which nothing that is made within may be kept: a weight or a
-    table in it would hold all of it, and leave nothing to fill the next time.
-    """
-    synchronize()
-    sizes = [2**12] * 64 + [2**16] * 16
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
-        # In one piece, so that all that comes next is cut from it; 2 GiB are left to libraries.
-        sizes.append(max(0, torch.cuda.mem_get_info()[0] - 2**31) // 4)
-    # They are free before anything is run, and stay with PyTorch until the end.
-    spoiled = [torch.full((size,), float("nan"), device=DEVICE) for size in sizes]
-    del spoiled
-    yield
-    torch.cuda.empty_cache()
 
 
 def products(rows: int, rounds: int) -> Iterator[dict[str, Any]]:
@@ -130,7 +110,7 @@ def _measure(run: Callable[[], torch.Tensor], exact: torch.Tensor, tflop: float)
         run()
     except (RuntimeError, NotImplementedError) as error:
         return {"refuses": str(error).split("\n", maxsplit=1)[0][:120]}
-    with poisoned():
+    with poisoned(DEVICE):
         error = float((run().float() - exact).norm() / exact.norm())
     runs = max(1, round(0.05 / seconds(run, 3))) if DEVICE.type == "cuda" else 1
     speeds = [tflop / seconds(run, runs) for _ in range(_TURNS)]

@@ -174,6 +174,16 @@ class Glm4vVisionModel(nn.Module):
         """Which kernels attention uses on a GPU."""
         return self._attention
 
+    @property
+    def attention_kernel(self) -> AttentionKernel:
+        """Which kernels attention uses on a GPU."""
+        return self._attention
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile_blocks` has compiled the blocks."""
+        return self._run_block is not _run_block
+
     def use_attention(self, kernel: AttentionKernel) -> None:
         """Selects attention's kernels on a GPU; on a CPU it changes nothing.
 

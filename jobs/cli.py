@@ -11,6 +11,7 @@ JOBS = {
     "retry": "embed failed items again",
     "status": "show how far an output is",
     "verify": "audit an output",
+    "doctor": "check a machine or a cluster",
 }
 
 

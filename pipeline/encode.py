@@ -51,6 +51,8 @@ class EncodeConfig:
     Attributes:
         calls: The most calls at once, which share packs.
         gpu_share: GPUs that each encoder claims; below 1, also its fraction of a GPU's memory.
+        output: Where the quick check of a GPU is kept; None keeps it nowhere.
+        tower: The encoder's digest.
         sharing: Of one machine's CPUs; None where an encoder has one thread, whatever else happens.
     """
 
@@ -66,6 +68,8 @@ class EncodeConfig:
     output_dtype: OutputDtype
     calls: int = 1
     gpu_share: float = 1.0
+    output: str | None = None
+    tower: str = ""
     sharing: Sharing | None = None
 
     @classmethod
@@ -89,6 +93,8 @@ class EncodeConfig:
             output_dtype=config.output_dtype,
             calls=_CALLS[what.device],
             gpu_share=config.gpus_per_encoder,
+            output=config.output,
+            tower=encoder.digest,
         )
 
 

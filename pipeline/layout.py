@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 RUN = "_patchflow/run.json"
 COMMITS = "_patchflow/commits"
 INTENTS = "_patchflow/intents"
+DEVICES = "_patchflow/devices"
 MANIFESTS = "_patchflow/manifest"
 EMBEDDINGS = "embeddings"
 ERRORS = "errors"
@@ -35,6 +36,11 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 def encoder(digest: str) -> str:
     """The kept vision tower of a checkpoint."""
     return f"_patchflow/encoder/{digest}.safetensors"
+
+
+def device(digest: str) -> str:
+    """What the quick check of a kind of device found, see `pipeline.doctor.quick`."""
+    return f"{DEVICES}/{digest}.json"
 
 
 def generation(number: int) -> str:

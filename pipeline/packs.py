@@ -78,31 +78,18 @@ class PackedEncoder:
             DeviceError: It does not compute what it should, or there is no memory for an item.
             RuntimeError: The device fails.
         """
-        from encoder import SelfCheckError, is_device_error, is_out_of_memory  # noqa: PLC0415
+        from encoder import SelfCheckError, is_device_error  # noqa: PLC0415
 
-        on_gpu = self._config.device == "cuda"
         # Of a GPU's kernels, one that refuses to run is as good as one that is wrong.
-        failures = RuntimeError if on_gpu else SelfCheckError
+        failures = RuntimeError if self._config.device == "cuda" else SelfCheckError
         trying: Rung | None = rung
         while trying is not None:
             try:
-                with (
-                    nullcontext()
-                    if self._watchdog is None
-                    else self._watchdog.limit(f"the start with {trying} kernels", MOST_S)
-                ):
-                    self.use_rung(trying)
-                    # A sick device fails here, before it has an item to be blamed on.
-                    self.check(tokens=1)
-                    # So does one that would embed everything wrong.
-                    self.check_results()
-                    self._measure_ceiling()
+                self._prepare(trying)
             except failures as error:
                 if is_device_error(error):
                     raise
                 failure = error
-                if is_out_of_memory(error):
-                    break  # Plainer kernels need no less.
                 trying = give_up(trying, first_line(error))
             else:
                 return
@@ -110,6 +97,19 @@ class PackedEncoder:
             f"{failure} ({self.device_name} of {socket.gethostname()}); {STAY_OPEN} without that "
             "device"
         ) from failure
+
+    def _prepare(self, rung: Rung) -> None:
+        watchdog = self._watchdog
+        what = f"the start with {rung} kernels"
+        with nullcontext() if watchdog is None else watchdog.limit(what, MOST_S):
+            self.use_rung(rung)
+            # A sick device fails here, before it has an item to be blamed on.
+            self.check(tokens=1)
+            # So does one that would embed everything wrong.
+            self.check_results()
+            self._measure_ceiling()
+        if self._deadlines is not None:
+            self._deadlines.start_over()
 
     def use_rung(self, rung: Rung) -> None:
         """Computes in another way from now on: a GPU; a CPU has but one.
@@ -182,6 +182,10 @@ class PackedEncoder:
         from encoder import check_encoder  # noqa: PLC0415
 
         check_encoder(self._model)
+        if self._config.device == "cuda":
+            from pipeline.doctor.quick import check_gpu  # noqa: PLC0415 (on GPUs only)
+
+            check_gpu(self._model, self._config)
 
     def _measure_ceiling(self) -> None:
         import torch  # noqa: PLC0415

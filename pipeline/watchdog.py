@@ -98,7 +98,7 @@ class Watchdog:
 
 
 class PackDeadlines:
-    """Gives packs deadlines: a multiple of what they should take at the speed of those before.
+    """Gives packs deadlines: a multiple of what they should take, at the speed of the fastest.
 
     Args:
         watchdog: Watches them.
@@ -113,7 +113,7 @@ class PackDeadlines:
         self._config = config
         self.least_s = LEAST_S
         self._flop: dict[int, int] = {}  # Of each pack that is under way.
-        self._done_flop, self._done_s = 0, 0.0
+        self._flop_s = 0.0  # Of the fastest pack: small ones do not show what a device can do.
         self._lock = threading.Lock()
 
     def begin(self, sizes: Sequence[tuple[int, int]]) -> int:
@@ -130,9 +130,8 @@ class PackDeadlines:
         flop = forward_flop(self._config, [(1, height, width) for height, width in sizes])
         with self._lock:
             allowed_s = MOST_S
-            if self._done_s:
-                speed = self._done_flop / self._done_s
-                expected_s = (flop + sum(self._flop.values())) / speed
+            if self._flop_s:
+                expected_s = (flop + sum(self._flop.values())) / self._flop_s
                 allowed_s = max(self.least_s, _FACTOR * expected_s)
             number = self._watchdog.begin(f"a pack of {len(sizes)} segments", allowed_s)
             self._flop[number] = flop
@@ -143,6 +142,10 @@ class PackDeadlines:
         self._watchdog.end(number)
         with self._lock:
             flop = self._flop.pop(number)
-            if seconds is not None:
-                self._done_flop += flop
-                self._done_s += seconds
+            if seconds:
+                self._flop_s = max(self._flop_s, flop / seconds)
+
+    def start_over(self) -> None:
+        """Forgets the speed of packs before: those of the start load kernels, and are blank."""
+        with self._lock:
+            self._flop_s = 0.0

@@ -62,6 +62,15 @@ def test_a_healthy_output_passes(healthy: str) -> None:
     assert (audit.rows, audit.embedded, audit.failed) == (7, 5, 2)
 
 
+def test_what_a_device_check_keeps_is_no_breach(healthy: str) -> None:
+    devices = Path(healthy) / "_patchflow" / "devices"
+    devices.mkdir()
+    (devices / "0123.json").write_text("{}")
+    audit = verify(healthy)
+    assert audit.breaches == audit.unfinished == audit.leftovers == []
+    assert status(healthy).items.embedded == 5
+
+
 def test_an_unfinished_output_passes(
     tmp_path: Path, write_manifest: WriteManifest, freeze: Freeze, commit: Commit
 ) -> None:

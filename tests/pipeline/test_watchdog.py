@@ -87,6 +87,23 @@ def test_a_short_pack_has_time_too(watchdog: Watchdog, expired: list[str]) -> No
     assert expired == ["a pack of 1 segments hangs: past its deadline of 60 s"]
 
 
+def test_the_fastest_pack_since_the_start_says_what_a_device_can_do(
+    watchdog: Watchdog, expired: list[str]
+) -> None:
+    deadlines = PackDeadlines(watchdog, CONFIG)
+    pack = [(16, 16)]
+    deadlines.end(deadlines.begin(pack), 0.001)  # Blank.
+    deadlines.start_over()
+    deadlines.end(deadlines.begin(pack), 100.0)
+    deadlines.end(deadlines.begin(pack), 10.0)
+    deadlines.end(deadlines.begin(pack), 50.0)
+    deadlines.begin(pack)
+    watchdog.advance(199.0)
+    assert expired == []
+    watchdog.advance(2.0)
+    assert expired == ["a pack of 1 segments hangs: past its deadline of 200 s"]
+
+
 def test_a_pack_that_failed_says_nothing_of_the_speed(
     watchdog: Watchdog, expired: list[str]
 ) -> None:
