@@ -182,7 +182,7 @@ class PackedEncoder:
         from encoder import check_encoder  # noqa: PLC0415
 
         check_encoder(self._model)
-        if self._config.device == "cuda":
+        if torch_device(self._config.device) == "cuda":
             from pipeline.doctor.quick import check_gpu  # noqa: PLC0415 (on GPUs only)
 
             check_gpu(self._model, self._config)

@@ -2,23 +2,36 @@
 
     python tests/faults/sick_gpu_run.py WAY FOLDER ARGS...
 
-Each encoder process leaves a file in FOLDER/starts. The ways:
+Each encoder process leaves a file in FOLDER/starts, each block that it passes on one in
+FOLDER/passed_on. The ways:
 
     down       blocks do not compile; plain, the first pack hangs; with SDPA, the self-check fails
     one        the GPU with the lowest number computes something else in every way
-    all        all do
+    killer     one, and an image that is all of one grey kills every process
+    all        all compute something else in every way
     none       none does
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from pipeline.head_start import head_start
+
+
+# The one value of all patches of the image that kills.
+MARK = 200
+
+
+def note(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{os.getpid()} {time.monotonic_ns()}").touch()
 
 
 def faulty(way: str, folder: Path) -> type:
@@ -27,10 +40,14 @@ def faulty(way: str, folder: Path) -> type:
 
     class FaultyEncode(Encode):
         def __init__(self, *args: Any) -> None:
-            (folder / "starts").mkdir(exist_ok=True)
-            (folder / "starts" / str(os.getpid())).touch()
+            note(folder / "starts")
             self._break()
             super().__init__(*args)
+
+        def __call__(self, rows: Any) -> Any:
+            if self._set_aside:
+                note(folder / "passed_on")
+            return super().__call__(rows)
 
         def _break(self) -> None:
             """Of this process, which has none but this encoder."""
@@ -53,6 +70,7 @@ def faulty(way: str, folder: Path) -> type:
                 wrong = {
                     "down": own.rung.kernel == "sdpa",
                     "one": gpu == "0",
+                    "killer": gpu == "0",
                     "all": True,
                     "none": False,
                 }
@@ -64,6 +82,8 @@ def faulty(way: str, folder: Path) -> type:
                 blank = not any(one.any() for one in levels)
                 if way == "down" and own._model.attention == "varlen" and not blank:
                     threading.Event().wait()
+                if way == "killer" and any((one == MARK).all() for one in levels):
+                    os.kill(os.getpid(), signal.SIGKILL)
                 return run(own, levels, sizes)
 
             watchdog.MOST_S = 3.0  # Of the first pack, at a speed that is not known yet.
