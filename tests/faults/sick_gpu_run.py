@@ -24,7 +24,6 @@ from typing import Any
 
 from pipeline.head_start import head_start
 
-
 # The one value of all patches of the image that kills.
 MARK = 200
 

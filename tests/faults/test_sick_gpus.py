@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from pipeline.attempts import MOST_DEATHS
 from pipeline.marker import Marker
 from pipeline.verify import verify
+from tests.faults.sick_gpu_run import MARK
 from tests.support.commands import Commands, Done
 from tests.support.outputs import MAX_PIXELS, Output
 
@@ -26,9 +29,9 @@ def photos(collection: Any) -> list[Path]:
 def run(commands: Commands, photos: list[Path], tmp_path: Path) -> Callable[..., Done]:
     """Embeds the photos on GPUs that fail in some way, to the test's own output."""
 
-    def embed(way: str, gpus: int) -> Done:
+    def embed(way: str, gpus: int, *more: Path) -> Done:
         return commands.start(
-            *(sys.executable, SCRIPT, way, tmp_path, photos[0].parent),
+            *(sys.executable, SCRIPT, way, tmp_path, photos[0].parent, *more),
             *("--output", tmp_path / "output", "--max-pixels", MAX_PIXELS, "--shard-rows", 4),
             *("--preprocess-actors", 1, "--encoder-actors", gpus, "--dtype", "float32"),
             env={"PYTHONPATH": str(SCRIPT.parents[2]), "PATCHFLOW_TEST_GPUS": f"{gpus}:8.0"},
@@ -65,8 +68,8 @@ def markers(output: Output) -> list[Marker]:
     return [Marker.from_json(path.read_bytes()) for path in folder.iterdir()]
 
 
-def starts(tmp_path: Path) -> int:
-    return len(list((tmp_path / "starts").iterdir()))
+def noted(folder: Path) -> int:
+    return len(list(folder.iterdir()))
 
 
 def test_what_does_not_compile_hangs_or_is_off_goes_on_with_plainer_kernels(
@@ -74,7 +77,7 @@ def test_what_does_not_compile_hangs_or_is_off_goes_on_with_plainer_kernels(
 ) -> None:
     done = run("down", 1)
     assert_complete(done)
-    assert starts(tmp_path) == 2
+    assert noted(tmp_path / "starts") == 2
     lines = [
         "cpu: the encoder's blocks are not compiled: no compiler; plain varlen kernels are used",
         "hangs: past its deadline of 3 s; plain sdpa kernels are used",
@@ -92,7 +95,8 @@ def test_one_sick_gpu_is_set_aside_and_its_blocks_go_to_another(
 ) -> None:
     done = run("one", 2)
     assert_complete(done)
-    assert starts(tmp_path) == 2
+    assert noted(tmp_path / "starts") == 2
+    assert noted(tmp_path / "passed_on") > 0
     (line,) = [line for line in done.err.splitlines() if "is set aside" in line]
     assert " gpu 0 is set aside: the encoder's tokens are off by 0.5 (cpu of " in line
     assert done.out.count(" gpu 0 is set aside") == 1
@@ -100,6 +104,24 @@ def test_one_sick_gpu_is_set_aside_and_its_blocks_go_to_another(
     assert {marker.kernels for marker in markers(output)} == {""}
 
 
+@pytest.mark.whole
+def test_an_image_that_kills_every_process_is_found_beside_a_gpu_that_is_set_aside(
+    run, photos, output, tmp_path
+) -> None:
+    killer = tmp_path / "killer.png"
+    Image.new("RGB", (112, 84), (MARK, MARK, MARK)).save(killer)
+    done = run("killer", 2, killer)
+    assert done.code == 0, str(done)
+    assert len(output.rows()) == len(photos)
+    (error,) = output.rows("errors")
+    assert (error["uri"], error["attempts"]) == (str(killer), MOST_DEATHS)
+    assert error["error_message"] == "ended the encoder's process twice, alone in it"
+    # Both of the start, and one after each kill.
+    assert noted(tmp_path / "starts") == 2 + 2 * MOST_DEATHS
+    assert done.out.count("is set aside") == 1
+
+
+@pytest.mark.whole
 def test_a_run_whose_gpus_are_all_sick_ends_and_is_resumed(run, assert_complete, output) -> None:
     done = run("all", 2)
     assert done.code == 1, str(done)
