@@ -52,6 +52,25 @@ class _Process:
     kind: ComputeDevice = "cpu"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """Who does a block of an encoder whose device is set aside.
+
+    Attributes:
+        actor: Another encoder; empty if none can now.
+        handle: Of it.
+        failure: Why the run cannot go on; None if it can.
+        released: Whether an encoder that could has been released.
+        set_aside: How many devices are.
+    """
+
+    actor: str = ""
+    handle: ActorHandle[Any] | None = None
+    failure: str | None = None
+    released: bool = False
+    set_aside: int = 0
+
+
 class Attempts:
     """The actor: tasks begun and not done, by process; ends, by task and by device.
 
@@ -66,6 +85,7 @@ class Attempts:
         self._ladder = Ladder()
         self._encoders: dict[str, ActorHandle[Any]] = {}
         self._passed_on: Counter[str] = Counter()
+        self._lost = False
         self._remarks: dict[str, None] = {}  # A set in order.
 
     def start(self, actor: str, device: str, handle: ActorHandle[Any] | None = None) -> bool:
@@ -111,26 +131,25 @@ class Attempts:
         self._devices.set_aside(device, why)
         self._forget(device)
 
-    def other_encoder(self, actor: str) -> tuple[ActorHandle[Any] | None, str | None]:
-        """Returns the actor that does a block of `actor`'s, whose device is set aside.
-
-        None where no other has started yet; then also why the run cannot go on, if it cannot.
-        """
+    def other_encoder(self) -> Other:
+        """Returns who does a block of an encoder whose device is set aside."""
         failure = self._devices.failure()
         fit = [
-            other
-            for other in self._encoders
-            if not self._devices.is_set_aside(self._processes[other].device)
+            actor
+            for actor in self._encoders
+            if not self._devices.is_set_aside(self._processes[actor].device)
         ]
         if failure is not None or not fit:
-            return None, failure
-        other = min(fit, key=self._passed_on.__getitem__)
-        self._passed_on[other] += 1
-        return self._encoders[other], None
+            set_aside = len(self._devices.lines())
+            return Other(failure=failure, released=self._lost, set_aside=set_aside)
+        actor = min(fit, key=self._passed_on.__getitem__)
+        self._passed_on[actor] += 1
+        return Other(actor=actor, handle=self._encoders[actor])
 
-    def release_encoders(self) -> None:
-        """Lets go of the encoders' actors: they end once nobody holds them."""
-        self._encoders.clear()
+    def lose(self, actor: str) -> None:
+        """Notes that `actor` has been released for good: it takes no more blocks."""
+        self._lost = True
+        self._encoders.pop(actor, None)
 
     def remark(self, line: str) -> None:
         """Notes what the user should hear of an encoder, once however many say it."""
@@ -210,23 +229,26 @@ class OwnAttempts:
         """Notes what the user should hear of this process. Nobody waits."""
         self._attempts.remark.remote(line)
 
-    def pass_on(self, shard: str) -> ActorHandle[Any] | None:
-        """Returns the actor that is to do a block of a shard, which the calling task of Ray makes.
+    def block_of(self, shard: str) -> None:
+        """Notes that the calling task of Ray makes a block of a shard."""
+        import ray  # noqa: PLC0415
 
-        None where it has not started yet.
+        self._ask("block_of", ray.get_runtime_context().get_task_id(), shard)
+
+    def other_encoder(self) -> Other:
+        """Returns who does a block of this process, whose device is set aside.
 
         Raises:
             DeviceError: Too few devices are left.
         """
-        import ray  # noqa: PLC0415
+        other: Other = self._ask("other_encoder")
+        if other.failure is not None:
+            raise DeviceError(other.failure)
+        return other
 
-        task = ray.get_runtime_context().get_task_id()
-        self._ask("block_of", task, shard)
-        handle, failure = self._ask("other_encoder", self._actor)
-        if failure is not None:
-            raise DeviceError(failure)
-        found: ActorHandle[Any] | None = handle
-        return found
+    def lose(self, actor: str) -> None:
+        """Notes that an actor has been released for good: it takes no more blocks."""
+        self._ask("lose", actor)
 
     def begin_block(self, name: str, shard: str) -> int:
         """Notes that this process works on a block, which the calling task of Ray makes.

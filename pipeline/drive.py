@@ -123,7 +123,7 @@ def _pass(
         workers=workers,
         notes=notes,
     )
-    with brake, _told_in_a_line(), demand, line, _released(notes), closing(found):
+    with brake, _told_in_a_line(), demand, line, closing(found):
         seen: set[str] = set()
         for done in found:
             if done.node not in seen:
@@ -156,15 +156,6 @@ def _commit_config(
 def _devices(workers: Workers) -> int:
     """How many devices the encoders have; all CPUs of a machine are one, so at least one."""
     return math.ceil(workers.encode * min(1.0, workers.encode_gpus)) or 1
-
-
-@contextmanager
-def _released(notes: Any) -> Iterator[None]:
-    """Lets the encoders' actors end with the pass: `notes` holds them, and they hold it."""
-    try:
-        yield
-    finally:
-        notes.release_encoders.remote()
 
 
 def _beside_the_driver(kind: type, *args: object) -> Any:

@@ -28,7 +28,7 @@ from pipeline.errors import DeviceError
 from pipeline.identity import Identity
 from pipeline.idle_cpus import IdleCpus, Sharing
 from pipeline.packs import PackedEncoder
-from pipeline.pass_on import offer, pass_on
+from pipeline.pass_on import PassOn, offer
 from pipeline.progress import Counts
 from pipeline.rungs import RUNGS, next_rung
 from pipeline.tower import tower_of
@@ -124,7 +124,8 @@ class Encode:
         self._failure: Exception | None = None
         self._threads = 1
         self._idle_cpus = IdleCpus(config.sharing) if config.sharing is not None else None
-        self._set_aside = False
+        self._pass_on: PassOn | None = None  # Where the device is set aside.
+        self._notes = notes
         offer(self)
         try:
             self._start()
@@ -141,8 +142,8 @@ class Encode:
         """
         if self._failure is not None:
             raise self._failure
-        if self._set_aside and self._attempts is not None:
-            return pass_on(rows, self._attempts)
+        if self._pass_on is not None:
+            return self._pass_on(rows)
         present = rows["error_code"].is_null().combine_chunks().to_numpy(zero_copy_only=False)
         items = np.flatnonzero(present).tolist()
         block = self._encoder.block(
@@ -187,7 +188,11 @@ class Encode:
         elif self._attempts.start():
             self._start_encoder(self._attempts)
         else:
-            self._set_aside = True
+            self._set_aside(self._attempts)
+
+    def _set_aside(self, attempts: OwnAttempts) -> None:
+        assert self._notes is not None
+        self._pass_on = PassOn(type(self), self._config, self._notes, attempts)
 
     def _start_encoder(self, attempts: OwnAttempts) -> None:
         kind = self._config.device
@@ -201,8 +206,8 @@ class Encode:
                 rung = attempts.rung(self._encoder.device_name, kind)
                 self._encoder.prepare(rung, attempts.give_up)
         except DeviceError as error:
-            self._set_aside = True
             attempts.set_aside(str(error))
+            self._set_aside(attempts)
         except RuntimeError as error:
             ending.end_if_sick(error, attempts)
             raise

@@ -6,6 +6,7 @@ that embeds them among its own.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from pipeline.errors import PatchflowError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from ray.actor import ActorHandle
 
     from pipeline.attempts import OwnAttempts
-    from pipeline.encode import Encode
+    from pipeline.encode import Encode, EncodeConfig
 
 # How often is asked whether another encoder has started.
 _WAIT_S = 1.0
@@ -28,31 +30,80 @@ def offer(encode: Encode) -> None:
     _own[:] = [encode]
 
 
-def pass_on(rows: pa.Table, attempts: OwnAttempts) -> pa.Table:
-    """Returns what another encoder makes of a block.
+class PassOn:
+    """Passes blocks on to other encoders.
 
-    Raises:
-        DeviceError: Too few devices are left.
+    At the end of a run Ray Data releases actors that it has no block for, and with them a device:
+    where all others are released, one more encoder is started there.
+
+    Args:
+        kind: The class of encoders.
+        config: Theirs.
+        notes: The actor beside the driver.
+        attempts: This encoder's own.
     """
-    import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
-    while True:
-        other = attempts.pass_on(rows["shard"][0].as_py())
-        if other is None:
-            time.sleep(_WAIT_S)
-            continue
-        # As Ray Data's own: if its process ends, the next one does it, and is the one to find the
-        # item that ends processes.
-        call: Any = other.__ray_call__.options(max_task_retries=-1)
-        try:
-            table: pa.Table = ray.get(call.remote(_embed_here, rows))
-        except ray.exceptions.ActorDiedError:
-            continue  # For good; another is there, or will be.
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, PatchflowError):
-                raise error.cause from None
-            raise
-        return table
+    def __init__(
+        self,
+        kind: type[Encode],
+        config: EncodeConfig,
+        notes: ActorHandle[Any],
+        attempts: OwnAttempts,
+    ) -> None:
+        self._kind, self._config, self._notes = kind, config, notes
+        self._attempts = attempts
+        self._spares: list[ActorHandle[Any]] = []
+        self._set_aside = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Returns what another encoder makes of a block.
+
+        Raises:
+            DeviceError: Too few devices are left.
+        """
+        import ray  # noqa: PLC0415 (the command line's other jobs do without)
+
+        self._attempts.block_of(rows["shard"][0].as_py())
+        while True:
+            other = self._attempts.other_encoder()
+            if other.handle is None:
+                if other.released:
+                    self._start_spare(other.set_aside)
+                time.sleep(_WAIT_S)
+                continue
+            # As Ray Data's own: if its process ends, the next one does it, and is the one to find
+            # the item that ends processes.
+            call: Any = other.handle.__ray_call__.options(max_task_retries=-1)
+            try:
+                table: pa.Table = ray.get(call.remote(_embed_here, rows))
+            except ray.exceptions.ActorDiedError:
+                self._attempts.lose(other.actor)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, PatchflowError):
+                    raise error.cause from None
+                raise
+            else:
+                return table
+
+    def _start_spare(self, set_aside: int) -> None:
+        """Starts an encoder on any free device, or another where the last one's was set aside.
+
+        It ends with this process; until then nobody else has its device.
+        """
+        import ray  # noqa: PLC0415
+
+        with self._lock:
+            if set_aside > self._set_aside:
+                self._set_aside = set_aside
+                actor: Any = ray.remote(self._kind).options(
+                    num_cpus=0,
+                    num_gpus=self._config.gpu_share if self._config.device == "cuda" else 0,
+                    max_concurrency=self._config.calls,
+                    max_restarts=-1,
+                    max_task_retries=-1,
+                )
+                self._spares.append(actor.remote(self._config, self._notes))
 
 
 def _embed_here(actor: object, rows: pa.Table) -> pa.Table:

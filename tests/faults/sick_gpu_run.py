@@ -7,6 +7,7 @@ FOLDER/passed_on. The ways:
 
     down       blocks do not compile; plain, the first pack hangs; with SDPA, the self-check fails
     one        the GPU with the lowest number computes something else in every way
+    late       one, and it passes blocks on only once FOLDER/go is there
     killer     one, and an image that is all of one grey kills every process
     all        all compute something else in every way
     none       none does
@@ -44,8 +45,10 @@ def faulty(way: str, folder: Path) -> type:
             super().__init__(*args)
 
         def __call__(self, rows: Any) -> Any:
-            if self._set_aside:
+            if self._pass_on is not None:
                 note(folder / "passed_on")
+                while way == "late" and not (folder / "go").exists():
+                    time.sleep(0.1)
             return super().__call__(rows)
 
         def _break(self) -> None:
@@ -69,6 +72,7 @@ def faulty(way: str, folder: Path) -> type:
                 wrong = {
                     "down": own.rung.kernel == "sdpa",
                     "one": gpu == "0",
+                    "late": gpu == "0",
                     "killer": gpu == "0",
                     "all": True,
                     "none": False,

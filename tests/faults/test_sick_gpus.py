@@ -14,9 +14,10 @@ from pipeline.attempts import MOST_DEATHS
 from pipeline.marker import Marker
 from pipeline.verify import verify
 from tests.faults.sick_gpu_run import MARK
-from tests.support.commands import Commands, Done
+from tests.support.commands import Command, Commands, Done
 from tests.support.outputs import MAX_PIXELS, Output
 
+ENCODER = "ray::MapWorker(MapBatches(Encode))"
 SCRIPT = Path(__file__).with_name("sick_gpu_run.py")
 
 
@@ -26,16 +27,16 @@ def photos(collection: Any) -> list[Path]:
 
 
 @pytest.fixture
-def run(commands: Commands, photos: list[Path], tmp_path: Path) -> Callable[..., Done]:
-    """Embeds the photos on GPUs that fail in some way, to the test's own output."""
+def run(commands: Commands, photos: list[Path], tmp_path: Path) -> Callable[..., Command]:
+    """Starts to embed the photos on GPUs that fail in some way, to the test's own output."""
 
-    def embed(way: str, gpus: int, *more: Path) -> Done:
+    def embed(way: str, gpus: int, *more: Path) -> Command:
         return commands.start(
             *(sys.executable, SCRIPT, way, tmp_path, photos[0].parent, *more),
             *("--output", tmp_path / "output", "--max-pixels", MAX_PIXELS, "--shard-rows", 4),
             *("--preprocess-actors", 1, "--encoder-actors", gpus, "--dtype", "float32"),
             env={"PYTHONPATH": str(SCRIPT.parents[2]), "PATCHFLOW_TEST_GPUS": f"{gpus}:8.0"},
-        ).ended()
+        )
 
     return embed
 
@@ -75,7 +76,7 @@ def noted(folder: Path) -> int:
 def test_what_does_not_compile_hangs_or_is_off_goes_on_with_plainer_kernels(
     run, assert_complete, output, tmp_path
 ) -> None:
-    done = run("down", 1)
+    done = run("down", 1).ended()
     assert_complete(done)
     assert noted(tmp_path / "starts") == 2
     lines = [
@@ -93,7 +94,7 @@ def test_what_does_not_compile_hangs_or_is_off_goes_on_with_plainer_kernels(
 def test_one_sick_gpu_is_set_aside_and_its_blocks_go_to_another(
     run, assert_complete, output, tmp_path
 ) -> None:
-    done = run("one", 2)
+    done = run("one", 2).ended()
     assert_complete(done)
     assert noted(tmp_path / "starts") == 2
     assert noted(tmp_path / "passed_on") > 0
@@ -105,12 +106,22 @@ def test_one_sick_gpu_is_set_aside_and_its_blocks_go_to_another(
 
 
 @pytest.mark.whole
+def test_a_block_that_is_left_when_all_other_encoders_are_released_is_embedded_too(
+    run, assert_complete, tmp_path
+) -> None:
+    started = run("late", 2)
+    started.wait_until("all other blocks are done", lambda: len(started.family(ENCODER)) == 1)
+    (tmp_path / "go").touch()
+    assert_complete(started.ended())
+
+
+@pytest.mark.whole
 def test_an_image_that_kills_every_process_is_found_beside_a_gpu_that_is_set_aside(
     run, photos, output, tmp_path
 ) -> None:
     killer = tmp_path / "killer.png"
     Image.new("RGB", (112, 84), (MARK, MARK, MARK)).save(killer)
-    done = run("killer", 2, killer)
+    done = run("killer", 2, killer).ended()
     assert done.code == 0, str(done)
     assert len(output.rows()) == len(photos)
     (error,) = output.rows("errors")
@@ -123,10 +134,10 @@ def test_an_image_that_kills_every_process_is_found_beside_a_gpu_that_is_set_asi
 
 @pytest.mark.whole
 def test_a_run_whose_gpus_are_all_sick_ends_and_is_resumed(run, assert_complete, output) -> None:
-    done = run("all", 2)
+    done = run("all", 2).ended()
     assert done.code == 1, str(done)
     assert "patchflow embed: the encoder's tokens are off by 0.5 (cpu of " in done.err
     assert "without that device (2 of 2 devices are set aside)" in done.err
     assert "Traceback" not in done.err
     assert output.rows() == output.rows("errors") == []
-    assert_complete(run("none", 2))
+    assert_complete(run("none", 2).ended())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.attempts import Attempts
+from pipeline.attempts import Attempts, Other
 from pipeline.devices import MOST_ENDS
 from pipeline.rungs import RUNGS
 
@@ -70,10 +70,9 @@ def test_a_device_is_set_aside_with_the_first_reason_of_its_last_process(
         attempts.report("encoder", f"reason {number}")
         attempts.report("encoder", "what its other call failed with")
         attempts.start("encoder", CPU)
-    assert attempts.other_encoder("encoder") == (
-        None,
+    assert attempts.other_encoder().failure == (
         "the encoder's process ended 6 times in a row on node cpu: reason 5; shards stay open, run "
-        "the same command again",
+        "the same command again"
     )
 
 
@@ -117,25 +116,17 @@ def test_blocks_of_a_device_that_is_set_aside_go_to_the_encoders_of_others_in_tu
     attempts.start("a", "gpu 0", handles["a"])
     attempts.set_aside("a", "it is broken")
     # Another is expected, and has not started yet.
-    assert attempts.other_encoder("a") == (None, None)
+    assert attempts.other_encoder() == Other(set_aside=1)
     for name, device in (("b", "gpu 1"), ("c", "gpu 2")):
         assert attempts.start(name, device, handles[name])
-    found = [attempts.other_encoder("a") for _ in range(4)]
-    assert found == [(handles[name], None) for name in ("b", "c", "b", "c")]
+    found = [attempts.other_encoder() for _ in range(4)]
+    assert found == [Other(actor=name, handle=handles[name]) for name in ("b", "c", "b", "c")]
+    attempts.lose("b")
+    assert attempts.other_encoder().actor == "c"
+    attempts.lose("c")
+    assert attempts.other_encoder() == Other(released=True, set_aside=1)
     attempts.set_aside("b", "so is this")
-    assert attempts.other_encoder("a") == (
-        None,
-        "so is this (2 of 4 devices are set aside)",
-    )
-
-
-def test_encoders_are_let_go(attempts: Attempts) -> None:
-    handle: Any = type("Handle", (), {})()
-    attempts.start("b", "gpu 1", handle)
-    attempts.set_aside("encoder", "it is broken")
-    assert attempts.other_encoder("encoder") == (handle, None)
-    attempts.release_encoders()
-    assert attempts.other_encoder("encoder") == (None, None)
+    assert attempts.other_encoder().failure == "so is this (2 of 4 devices are set aside)"
 
 
 def test_a_rung_that_one_gpu_gives_up_is_where_no_other_of_its_model_starts() -> None:

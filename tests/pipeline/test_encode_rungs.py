@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from encoder import CompileError
+from pipeline.errors import DeviceError
 from pipeline.packs import PackedEncoder
 from pipeline.rungs import Rung
+from pipeline.watchdog import MOST_S, Watchdog
 from tests.support.encoding import Changed, Grid
 from tests.support.processes import Ray, failed
 
@@ -42,6 +44,18 @@ def before_use(monkeypatch: pytest.MonkeyPatch) -> Use:
         monkeypatch.setattr(PackedEncoder, "use_rung", use)
 
     return install
+
+
+@pytest.fixture
+def hang(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets all deadlines of the process pass: what is under way hangs."""
+    dogs: list[Watchdog] = []
+
+    def start(dog: Watchdog) -> None:
+        dogs.append(dog)
+
+    monkeypatch.setattr(Watchdog, "start", start)
+    return lambda: dogs[-1].advance(MOST_S)
 
 
 def kernels(table: pa.Table) -> set[str]:
@@ -135,3 +149,73 @@ def test_a_device_error_while_blocks_compile_is_the_devices(
     out = started.embed(preprocessed(ITEMS), device="cuda")
     assert (failed(out), started.ended, kernels(out)) == ([], 2, {"compiled varlen"})
     assert started.notes.remarks() == []
+
+
+def test_a_start_that_hangs_costs_a_rung(
+    preprocessed: Callable[..., pa.Table],
+    changed: Callable[..., Changed],
+    started: Ray,
+    before_use: Use,
+    hang: Callable[[], None],
+) -> None:
+    changed()
+    before_use(lambda rung: hang() if rung.compiled else None)
+    out = started.embed(preprocessed(ITEMS), device="cuda")
+    assert (failed(out), started.ended, kernels(out)) == ([], 1, {"plain varlen"})
+    assert started.notes.remarks() == [
+        "cpu: the start with compiled varlen kernels hangs: past its deadline of 600 s; plain "
+        "varlen kernels are used"
+    ]
+
+
+def test_a_pack_that_hangs_costs_a_rung(
+    preprocessed: Callable[..., pa.Table],
+    changed: Callable[..., Changed],
+    started: Ray,
+    hang: Callable[[], None],
+) -> None:
+    def stop(tokens: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
+        if fake.kernel == "varlen":
+            hang()
+        return tokens
+
+    fake = changed(change=stop)
+    out = started.embed(preprocessed(ITEMS), device="cuda")
+    assert (failed(out), started.ended, kernels(out)) == ([], 2, {"plain sdpa"})
+    assert started.notes.remarks()[1] == (
+        "cpu: a pack of 5 segments hangs: past its deadline of 600 s; plain sdpa kernels are used"
+    )
+
+
+def test_an_item_that_hangs_with_all_kernels_is_found_and_fails_alone(
+    preprocessed: Callable[..., pa.Table],
+    changed: Callable[..., Changed],
+    started: Ray,
+    hang: Callable[[], None],
+) -> None:
+    def stop(tokens: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
+        if (1, 2, 2) in grids:
+            hang()
+        return tokens
+
+    changed(change=stop)
+    out = started.embed(preprocessed(ITEMS), device="cuda")
+    assert (failed(out), started.ended, kernels(out)) == ([1], 4, {"plain math"})
+    assert not any("set aside" in line for line in started.notes.remarks())
+
+
+def test_a_gpu_on_which_everything_hangs_is_set_aside(
+    preprocessed: Callable[..., pa.Table],
+    changed: Callable[..., Changed],
+    started: Ray,
+    before_use: Use,
+    hang: Callable[[], None],
+) -> None:
+    changed()
+    before_use(lambda rung: hang())
+    with pytest.raises(
+        DeviceError, match=r"6 times in a row on .* gpu 3: the start with plain math"
+    ):
+        started.embed(preprocessed(ITEMS), device="cuda")
+    (line,) = started.notes.remarks()
+    assert line.startswith("machine (01234567) gpu 3 is set aside: ")
