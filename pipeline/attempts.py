@@ -198,7 +198,7 @@ class OwnAttempts:
         context = ray.get_runtime_context()
         self._handle: ActorHandle[Any] = context.current_actor
         gpus = context.get_accelerator_ids().get("GPU")
-        self._attempts = attempts
+        self._attempts = self.notes = attempts
         self._actor = context.get_actor_id()
         node = f"{socket.gethostname()} ({context.get_node_id()[:8]})"
         self._lock = threading.Lock()

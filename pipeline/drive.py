@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pipeline import build, layout, schema
 from pipeline.brake import Brake, ErrorRate, Machines
 from pipeline.budgets import claims
 from pipeline.call_sizes import expected_rows
-from pipeline.cluster import Workers, plan_workers
+from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.encode import EncodeConfig
@@ -105,7 +104,7 @@ def _pass(
     mean_bytes = sum(one.size_bytes for one in planned) / max(1, sum(one.rows for one in planned))
     rows = expected_rows(limits, mean_bytes)
     window = build.window(rows, frozen.shard_rows, workers, calls=encode.calls)
-    notes = _beside_the_driver(Notes, window, _devices(workers))
+    notes = _beside_the_driver(Notes, window, workers.devices)
     remarks = Remarks(notes, summary.remarks)
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
@@ -151,11 +150,6 @@ def _commit_config(
         embedding=schema.embedding_type(what.encoder.config.out_hidden_size, config.output_dtype),
         rows={shard.id: shard.rows for shard in shards},
     )
-
-
-def _devices(workers: Workers) -> int:
-    """How many devices the encoders have; all CPUs of a machine are one, so at least one."""
-    return math.ceil(workers.encode * min(1.0, workers.encode_gpus)) or 1
 
 
 def _beside_the_driver(kind: type, *args: object) -> Any:

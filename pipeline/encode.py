@@ -125,7 +125,6 @@ class Encode:
         self._threads = 1
         self._idle_cpus = IdleCpus(config.sharing) if config.sharing is not None else None
         self._pass_on: PassOn | None = None  # Where the device is set aside.
-        self._notes = notes
         offer(self)
         try:
             self._start()
@@ -159,6 +158,8 @@ class Encode:
         self._take_idle_cpus(self._attempts)
         try:
             self._embed(block, deaths, self._attempts)
+        except DeviceError as error:
+            return self._set_aside(str(error), self._attempts)(rows)
         except RuntimeError as error:
             ending.end_if_sick(error, self._attempts)
             if self._config.device == "cuda":
@@ -188,11 +189,13 @@ class Encode:
         elif self._attempts.start():
             self._start_encoder(self._attempts)
         else:
-            self._set_aside(self._attempts)
+            self._pass_on = PassOn(type(self), self._config, self._attempts)
 
-    def _set_aside(self, attempts: OwnAttempts) -> None:
-        assert self._notes is not None
-        self._pass_on = PassOn(type(self), self._config, self._notes, attempts)
+    def _set_aside(self, why: str, attempts: OwnAttempts) -> PassOn:
+        """Uses the device no more: blocks are passed on."""
+        attempts.set_aside(why)
+        self._pass_on = PassOn(type(self), self._config, attempts)
+        return self._pass_on
 
     def _start_encoder(self, attempts: OwnAttempts) -> None:
         kind = self._config.device
@@ -206,8 +209,7 @@ class Encode:
                 rung = attempts.rung(self._encoder.device_name, kind)
                 self._encoder.prepare(rung, attempts.give_up)
         except DeviceError as error:
-            attempts.set_aside(str(error))
-            self._set_aside(attempts)
+            self._set_aside(str(error), attempts)
         except RuntimeError as error:
             ending.end_if_sick(error, attempts)
             raise

@@ -39,18 +39,11 @@ class PassOn:
     Args:
         kind: The class of encoders.
         config: Theirs.
-        notes: The actor beside the driver.
         attempts: This encoder's own.
     """
 
-    def __init__(
-        self,
-        kind: type[Encode],
-        config: EncodeConfig,
-        notes: ActorHandle[Any],
-        attempts: OwnAttempts,
-    ) -> None:
-        self._kind, self._config, self._notes = kind, config, notes
+    def __init__(self, kind: type[Encode], config: EncodeConfig, attempts: OwnAttempts) -> None:
+        self._kind, self._config = kind, config
         self._attempts = attempts
         self._spares: list[ActorHandle[Any]] = []
         self._set_aside = 0
@@ -103,7 +96,7 @@ class PassOn:
                     max_restarts=-1,
                     max_task_retries=-1,
                 )
-                self._spares.append(actor.remote(self._config, self._notes))
+                self._spares.append(actor.remote(self._config, self._attempts.notes))
 
 
 def _embed_here(actor: object, rows: pa.Table) -> pa.Table:
