@@ -60,14 +60,12 @@ class Other:
         actor: Another encoder; empty if none can now.
         handle: Of it.
         failure: Why the run cannot go on; None if it can.
-        released: Whether an encoder that could has been released.
         set_aside: How many devices are.
     """
 
     actor: str = ""
     handle: ActorHandle[Any] | None = None
     failure: str | None = None
-    released: bool = False
     set_aside: int = 0
 
 
@@ -85,7 +83,6 @@ class Attempts:
         self._ladder = Ladder()
         self._encoders: dict[str, ActorHandle[Any]] = {}
         self._passed_on: Counter[str] = Counter()
-        self._lost = False
         self._remarks: dict[str, None] = {}  # A set in order.
 
     def start(self, actor: str, device: str, handle: ActorHandle[Any] | None = None) -> bool:
@@ -140,15 +137,13 @@ class Attempts:
             if not self._devices.is_set_aside(self._processes[actor].device)
         ]
         if failure is not None or not fit:
-            set_aside = len(self._devices.lines())
-            return Other(failure=failure, released=self._lost, set_aside=set_aside)
+            return Other(failure=failure, set_aside=len(self._devices.lines()))
         actor = min(fit, key=self._passed_on.__getitem__)
         self._passed_on[actor] += 1
         return Other(actor=actor, handle=self._encoders[actor])
 
     def lose(self, actor: str) -> None:
         """Notes that `actor` has been released for good: it takes no more blocks."""
-        self._lost = True
         self._encoders.pop(actor, None)
 
     def remark(self, line: str) -> None:

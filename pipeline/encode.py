@@ -159,6 +159,7 @@ class Encode:
         try:
             self._embed(block, deaths, self._attempts)
         except DeviceError as error:
+            self._attempts.end_block(name, Counts(), embedded=False)
             return self._set_aside(str(error), self._attempts)(rows)
         except RuntimeError as error:
             ending.end_if_sick(error, self._attempts)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from pipeline.attempts import OwnAttempts
     from pipeline.encode import Encode, EncodeConfig
 
-# How often is asked whether another encoder has started.
+# How often is asked whether another encoder has started. They say so before they load anything.
 _WAIT_S = 1.0
+_MOST_WAITS = 10
 
 _own: list[Encode] = []
 
@@ -34,7 +35,7 @@ class PassOn:
     """Passes blocks on to other encoders.
 
     At the end of a run Ray Data releases actors that it has no block for, and with them a device:
-    where all others are released, one more encoder is started there.
+    where no other is left, one more encoder is started there.
 
     Args:
         kind: The class of encoders.
@@ -58,10 +59,12 @@ class PassOn:
         import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
         self._attempts.block_of(rows["shard"][0].as_py())
+        waits = 0
         while True:
             other = self._attempts.other_encoder()
             if other.handle is None:
-                if other.released:
+                waits += 1
+                if waits > _MOST_WAITS:
                     self._start_spare(other.set_aside)
                 time.sleep(_WAIT_S)
                 continue

@@ -96,7 +96,6 @@ def test_one_sick_gpu_is_set_aside_and_its_blocks_go_to_another(
 ) -> None:
     done = run("one", 2).ended()
     assert_complete(done)
-    assert noted(tmp_path / "starts") == 2
     assert noted(tmp_path / "passed_on") > 0
     (line,) = [line for line in done.err.splitlines() if "is set aside" in line]
     assert " gpu 0 is set aside: the encoder's tokens are off by 0.5 (cpu of " in line
@@ -127,8 +126,6 @@ def test_an_image_that_kills_every_process_is_found_beside_a_gpu_that_is_set_asi
     (error,) = output.rows("errors")
     assert (error["uri"], error["attempts"]) == (str(killer), MOST_DEATHS)
     assert error["error_message"] == "ended the encoder's process twice, alone in it"
-    # Both of the start, and one after each kill.
-    assert noted(tmp_path / "starts") == 2 + 2 * MOST_DEATHS
     assert done.out.count("is set aside") == 1
 
 

@@ -124,7 +124,7 @@ def test_blocks_of_a_device_that_is_set_aside_go_to_the_encoders_of_others_in_tu
     attempts.lose("b")
     assert attempts.other_encoder().actor == "c"
     attempts.lose("c")
-    assert attempts.other_encoder() == Other(released=True, set_aside=1)
+    assert attempts.other_encoder() == Other(set_aside=1)
     attempts.set_aside("b", "so is this")
     assert attempts.other_encoder().failure == "so is this (2 of 4 devices are set aside)"
 
