@@ -32,7 +32,7 @@ from pipeline import schema
 from pipeline.block import Block, Levels
 from pipeline.budgets import BLOCK_BYTES
 from pipeline.encode import Encode, EncodeConfig
-from pipeline.rungs import RUNGS, Rung
+from pipeline.rungs import RUNGS
 from pipeline.shared_packs import SharedPacks
 
 CONFIG = PRESETS["large"]
@@ -140,6 +140,7 @@ class Encoder:
     ceiling_flop_s = FLOP_S
     device_name = "none"
     rung = RUNGS["cuda"][0]
+    failures = ()
 
     def __init__(self, config: EncodeConfig) -> None:
         self.runner = Runner()
@@ -155,7 +156,7 @@ class Encoder:
         """Encodes a block."""
         self._packs(block, range(len(block.segments)))
 
-    def prepare(self, rung: Rung, give_up: object) -> None:
+    def prepare(self, rungs: object) -> None:
         """The device is well and right."""
 
 

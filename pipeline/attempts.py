@@ -107,11 +107,11 @@ class Attempts:
             self._encoders[actor] = handle
         return not self._devices.is_set_aside(device)
 
-    def rung(self, actor: str, model: str, kind: ComputeDevice) -> Rung:
-        """Returns what the process of `actor`, on a device of a model, is to compute with."""
+    def rungs(self, actor: str, model: str, kind: ComputeDevice) -> list[Rung]:
+        """Returns what the process of `actor`, on a device of a model, tries to compute with."""
         process = self._processes[actor]
         process.model, process.kind = model, kind
-        return self._ladder.rung(model, kind)
+        return self._ladder.rungs(model, kind)
 
     def give_up(self, actor: str, rung: Rung, reason: str) -> Rung | None:
         """Notes that what the process of `actor` computes with has failed.
@@ -206,10 +206,10 @@ class OwnAttempts:
         fit: bool = self._ask("start", self._actor, self.device, self._handle)
         return fit
 
-    def rung(self, model: str, kind: ComputeDevice) -> Rung:
-        """Returns what this process, on a device of a model, is to compute with."""
-        rung: Rung = self._ask("rung", self._actor, model, kind)
-        return rung
+    def rungs(self, model: str, kind: ComputeDevice) -> list[Rung]:
+        """Returns what this process, on a device of a model, tries to compute with."""
+        rungs: list[Rung] = self._ask("rungs", self._actor, model, kind)
+        return rungs
 
     def give_up(self, rung: Rung, reason: str) -> Rung | None:
         """Notes that what this process computes with has failed; returns what to use instead."""

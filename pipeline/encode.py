@@ -30,7 +30,7 @@ from pipeline.idle_cpus import IdleCpus, Sharing
 from pipeline.packs import PackedEncoder
 from pipeline.pass_on import PassOn, offer
 from pipeline.progress import Counts
-from pipeline.rungs import RUNGS, next_rung
+from pipeline.rungs import RUNGS
 from pipeline.tower import tower_of
 from pipeline.watchdog import Watchdog
 
@@ -185,8 +185,7 @@ class Encode:
     def _start(self) -> None:
         if self._attempts is None:
             self._encoder = PackedEncoder(self._config)
-            kind = self._config.device
-            self._encoder.prepare(RUNGS[kind][0], lambda rung, reason: next_rung(kind, rung))
+            self._encoder.prepare(RUNGS[self._config.device])
         elif self._attempts.start():
             self._start_encoder(self._attempts)
         else:
@@ -202,13 +201,15 @@ class Encode:
         kind = self._config.device
         watchdog = None
         if kind == "cuda":
-            watchdog = Watchdog(lambda what: ending.end_hung(what, attempts, self._encoder.rung))
+            watchdog = Watchdog(lambda what: ending.end_hung(what, attempts, self._encoder))
             watchdog.start()
         try:
             with ending.warnings_remarked(attempts):
                 self._encoder = PackedEncoder(self._config, watchdog)
-                rung = attempts.rung(self._encoder.device_name, kind)
-                self._encoder.prepare(rung, attempts.give_up)
+                self._encoder.prepare(attempts.rungs(self._encoder.device_name, kind))
+            # Only now is it known that the device itself is not at fault.
+            for rung, reason in self._encoder.failures:
+                attempts.give_up(rung, reason)
         except DeviceError as error:
             self._set_aside(str(error), attempts)
         except RuntimeError as error:

@@ -12,6 +12,7 @@ from pipeline.packs import first_line
 
 if TYPE_CHECKING:
     from pipeline.attempts import OwnAttempts
+    from pipeline.packs import PackedEncoder
     from pipeline.rungs import Rung
 
 
@@ -30,10 +31,11 @@ def end_if_refused(error: RuntimeError, attempts: OwnAttempts, rung: Rung) -> No
         _end(reason, attempts)
 
 
-def end_hung(what: str, attempts: OwnAttempts, rung: Rung) -> None:
+def end_hung(what: str, attempts: OwnAttempts, encoder: PackedEncoder) -> None:
     """Ends the process of a GPU that hangs; the next one uses plainer kernels, if there are."""
     try:
-        attempts.give_up(rung, what)
+        for rung, reason in [*encoder.failures, (encoder.rung, what)]:
+            attempts.give_up(rung, reason)
     finally:
         _end(what, attempts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ class PackedEncoder:
 
     Attributes:
         rung: What it computes with.
+        failures: What it tried before, each with a line that says how it failed.
         device_name: The GPU's model, or `cpu`.
         ceiling_flop_s: See `encoder.ceiling_flop_s`; known once `prepare` has returned.
     """
@@ -51,6 +52,7 @@ class PackedEncoder:
             torch.cuda.set_per_process_memory_fraction(config.gpu_share)
         self._model = load_encoder(config.location, seed=config.seed, device=device, dtype=dtype)
         self.rung = RUNGS[config.device][0]
+        self.failures: list[tuple[Rung, str]] = []
         self.ceiling_flop_s = 0.0
         self.device_name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         runner = PackRunner(
@@ -66,13 +68,11 @@ class PackedEncoder:
             runner, budget=config.token_budget, calls=config.calls, deadlines=self._deadlines
         )
 
-    def prepare(self, rung: Rung, give_up: Callable[[Rung, str], Rung | None]) -> None:
+    def prepare(self, rungs: Sequence[Rung]) -> None:
         """Makes the encoder ready to embed, and checks what it computes.
 
         Args:
-            rung: What it computes with, if that works.
-            give_up: Is called with a rung on which a GPU fails, and a line that says how; returns
-                what to try next, None if there is nothing.
+            rungs: What it tries to compute with, one after the other until one works.
 
         Raises:
             DeviceError: It does not compute what it should, or there is no memory for an item.
@@ -82,15 +82,14 @@ class PackedEncoder:
 
         # Of a GPU's kernels, one that refuses to run is as good as one that is wrong.
         failures = RuntimeError if self._config.device == "cuda" else SelfCheckError
-        trying: Rung | None = rung
-        while trying is not None:
+        for rung in rungs:
             try:
-                self._prepare(trying)
+                self._prepare(rung)
             except failures as error:
                 if is_device_error(error):
                     raise
                 failure = error
-                trying = give_up(trying, first_line(error))
+                self.failures.append((rung, first_line(error)))
             else:
                 return
         raise DeviceError(

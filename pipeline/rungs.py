@@ -44,12 +44,6 @@ RUNGS: dict[ComputeDevice, tuple[Rung, ...]] = {
 }
 
 
-def next_rung(kind: ComputeDevice, rung: Rung) -> Rung | None:
-    """Returns the rung below one; None if that is the last."""
-    below = RUNGS[kind][RUNGS[kind].index(rung) + 1 :]
-    return below[0] if below else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
     """The device that failed on a rung first, how, and what it went on with."""
@@ -65,9 +59,9 @@ class Ladder:
     def __init__(self) -> None:
         self._failed: defaultdict[str, dict[Rung, _Failure]] = defaultdict(dict)
 
-    def rung(self, model: str, kind: ComputeDevice) -> Rung:
-        """Returns the rung that an encoder on `model` starts on."""
-        return next(r for r in RUNGS[kind] if r not in self._failed[model])
+    def rungs(self, model: str, kind: ComputeDevice) -> list[Rung]:
+        """Returns the rungs that an encoder on `model` tries, one after the other."""
+        return [rung for rung in RUNGS[kind] if rung not in self._failed[model]]
 
     def give_up(
         self, model: str, kind: ComputeDevice, rung: Rung, device: str, reason: str

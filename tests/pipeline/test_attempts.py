@@ -134,13 +134,13 @@ def test_a_rung_that_one_gpu_gives_up_is_where_no_other_of_its_model_starts() ->
     for actor in ("a", "b", "c"):
         attempts.start(actor, f"gpu of {actor}")
     compiled, plain, sdpa, _ = RUNGS["cuda"]
-    assert attempts.rung("a", "H200", "cuda") == compiled
+    assert attempts.rungs("a", "H200", "cuda")[0] == compiled
     assert attempts.give_up("a", compiled, "no C compiler") == plain
-    assert attempts.rung("b", "H200", "cuda") == plain
-    assert attempts.rung("c", "L4", "cuda") == compiled
+    assert attempts.rungs("b", "H200", "cuda")[0] == plain
+    assert attempts.rungs("c", "L4", "cuda")[0] == compiled
     # Another call fails with the same pack, and says so again.
     assert attempts.give_up("a", compiled, "no C compiler") == plain
-    assert attempts.rung("b", "H200", "cuda") == plain
+    assert attempts.rungs("b", "H200", "cuda")[0] == plain
     assert attempts.give_up("b", plain, "it hangs") == sdpa
     lines = [
         "H200: no C compiler; plain varlen kernels are used",
@@ -152,12 +152,12 @@ def test_a_rung_that_one_gpu_gives_up_is_where_no_other_of_its_model_starts() ->
 def test_a_gpu_that_is_set_aside_says_nothing_of_its_model() -> None:
     attempts = Attempts(devices=8)
     attempts.start("a", "gpu 0")
-    rung = attempts.rung("a", "H200", "cuda")
+    rung = attempts.rungs("a", "H200", "cuda")[0]
     while (below := attempts.give_up("a", rung, "it is off")) is not None:
         rung = below
     attempts.set_aside("a", "it is off")
     attempts.start("b", "gpu 1")
-    assert attempts.rung("b", "H200", "cuda") == RUNGS["cuda"][0]
+    assert attempts.rungs("b", "H200", "cuda")[0] == RUNGS["cuda"][0]
     assert attempts.remarks() == ["gpu 0 is set aside: it is off"]
 
 

@@ -219,3 +219,23 @@ def test_a_gpu_on_which_everything_hangs_is_set_aside(
         started.embed(preprocessed(ITEMS), device="cuda")
     (line,) = started.notes.remarks()
     assert line.startswith("machine (01234567) gpu 3 is set aside: ")
+
+
+def test_what_failed_before_a_hang_is_remembered_with_it(
+    preprocessed: Callable[..., pa.Table],
+    changed: Callable[..., Changed],
+    started: Ray,
+    before_use: Use,
+    hang: Callable[[], None],
+) -> None:
+    def fail(rung: Rung) -> None:
+        if rung.compiled:
+            raise CompileError("no C compiler")
+        if rung.kernel == "varlen":
+            hang()
+
+    changed()
+    before_use(fail)
+    out = started.embed(preprocessed(ITEMS), device="cuda")
+    assert (failed(out), started.ended, kernels(out)) == ([], 1, {"plain sdpa"})
+    assert len(started.notes.remarks()) == 2

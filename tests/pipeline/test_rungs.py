@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.rungs import RUNGS, Ladder, next_rung
+from pipeline.rungs import RUNGS, Ladder
 
 COMPILED, PLAIN, SDPA, MATH = RUNGS["cuda"]
 
@@ -10,31 +10,29 @@ COMPILED, PLAIN, SDPA, MATH = RUNGS["cuda"]
 def test_rungs_go_from_the_fastest_to_the_plainest() -> None:
     names = ["compiled varlen", "plain varlen", "plain sdpa", "plain math"]
     assert [str(rung) for rung in RUNGS["cuda"]] == names
-    below = [next_rung("cuda", rung) for rung in RUNGS["cuda"]]
-    assert below == [PLAIN, SDPA, MATH, None]
 
 
 def test_a_cpu_has_one_rung() -> None:
     (only,) = RUNGS["cpu"]
-    assert next_rung("cpu", only) is None
     assert Ladder().give_up("cpu", "cpu", only, "node cpu", "it is off") is None
 
 
 def test_a_model_goes_down_rung_by_rung_and_the_last_stays() -> None:
     ladder = Ladder()
     for rung, below in ((COMPILED, PLAIN), (PLAIN, SDPA), (SDPA, MATH)):
-        assert ladder.rung("H200", "cuda") == rung
+        assert ladder.rungs("H200", "cuda")[0] == rung
         assert ladder.give_up("H200", "cuda", rung, "gpu 0", "it fails") == below
     assert ladder.give_up("H200", "cuda", MATH, "gpu 0", "it fails") is None
-    assert ladder.rung("H200", "cuda") == MATH
+    assert ladder.rungs("H200", "cuda")[0] == MATH
     assert len(ladder.lines()) == 3
-    assert ladder.rung("L4", "cuda") == COMPILED
+    assert ladder.rungs("L4", "cuda")[0] == COMPILED
 
 
 def test_rungs_that_others_have_given_up_are_skipped() -> None:
     ladder = Ladder()
     assert ladder.give_up("H200", "cuda", COMPILED, "gpu 0", "no compiler") == PLAIN
     assert ladder.give_up("H200", "cuda", PLAIN, "gpu 0", "it is off") == SDPA
+    assert ladder.rungs("H200", "cuda") == [SDPA, MATH]
     # Started before that, and hangs now.
     assert ladder.give_up("H200", "cuda", COMPILED, "gpu 1", "it hangs") == SDPA
     assert ladder.lines() == [
@@ -48,7 +46,7 @@ def test_what_a_device_gave_up_is_forgotten_with_it_and_nothing_else() -> None:
     ladder.give_up("H200", "cuda", COMPILED, "gpu 0", "no compiler")
     ladder.give_up("H200", "cuda", PLAIN, "gpu 1", "it is off")
     ladder.forget("gpu 1")
-    assert ladder.rung("H200", "cuda") == PLAIN
+    assert ladder.rungs("H200", "cuda")[0] == PLAIN
     ladder.forget("gpu 0")
-    assert ladder.rung("H200", "cuda") == COMPILED
+    assert ladder.rungs("H200", "cuda")[0] == COMPILED
     assert ladder.lines() == []
