@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from encoder.config import PRESETS, Glm4vVisionConfig
 
 if TYPE_CHECKING:
+    from encoder.attention import AttentionKernel
     from encoder.costs import forward_flop, weight_bytes
+    from encoder.device_errors import is_device_error
     from encoder.factories import create_glm4v_vision_encoder
     from encoder.hub import pin_location
     from encoder.load import load_encoder
-    from encoder.model import EncoderOutput, Glm4vVisionModel
+    from encoder.model import CompileError, EncoderOutput, Glm4vVisionModel
     from encoder.out_of_memory import is_out_of_memory
     from encoder.pack_time import ceiling_flop_s
     from encoder.packing import Segment, next_pack, segments_of
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS",
+    "AttentionKernel",
     "CheckpointError",
+    "CompileError",
     "EncoderOutput",
     "Glm4vVisionConfig",
     "Glm4vVisionModel",
@@ -51,6 +55,7 @@ __all__ = [
     "checkpoint_digest",
     "create_glm4v_vision_encoder",
     "forward_flop",
+    "is_device_error",
     "is_out_of_memory",
     "load_encoder",
     "next_pack",
@@ -66,7 +71,9 @@ __all__ = [
 # Importing torch takes about two seconds, which a command line that only plans, counts or hashes
 # should not pay: what needs torch (or fsspec) is imported when it is first asked for.
 _HOME = {
+    "AttentionKernel": "attention",
     "CheckpointError": "safetensors_file",
+    "CompileError": "model",
     "EncoderOutput": "model",
     "Glm4vVisionModel": "model",
     "GlmgaConfig": "whole_config",
@@ -80,6 +87,7 @@ _HOME = {
     "checkpoint_digest": "weights",
     "create_glm4v_vision_encoder": "factories",
     "forward_flop": "costs",
+    "is_device_error": "device_errors",
     "is_out_of_memory": "out_of_memory",
     "load_encoder": "load",
     "next_pack": "packing",

@@ -8,10 +8,12 @@ Shape suffixes:
     E: head_dim
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby, product
+from functools import cached_property
+from itertools import groupby, pairwise, product
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,21 +23,35 @@ from encoder.linear import linear, takes_onednn
 from encoder.packing import cu_seqlens
 from encoder.transfer import send
 
-# On a GPU, segments of so many patches go through SDPA, and there through cuDNN: the faster
-# kernel, that wants a plan for every new shape, which others have measured at 40 to 70 ms. What
-# attention itself takes in all layers of a shorter segment does not earn that back. Waits for a
-# measurement of our own.
-_LONG = 16384
+AttentionKernel = Literal["varlen", "sdpa", "math"]
+"""Which kernels attention uses on a GPU; see `Glm4vVisionModel.use_attention`."""
+
 # On a CPU, segments of so many patches go through oneDNN, of which SDPA there knows nothing: on one
 # core, with heads of 64, it was 1.4 to 1.7 times as fast, and no faster at 256 patches.
 _LONG_ON_CPU = 512
-# From the fastest on; each takes what those before it refuse. cuDNN and flash want half precision.
-_CUDA_KERNELS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+# In order of preference; each takes what those before it refuse. Flash wants half precision. cuDNN
+# is left out: it can fail after it was selected ("no execution plan"), and then nothing takes over.
+_SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# SDPA's math kernel holds all scores of a call, up to 4 bytes each and a few times over.
+_MATH_SCORES = 2**27
+# A varlen call starts blocks for its longest segment in every segment: of segments up to this
+# many times as long as the shortest, at least a quarter of the blocks have work.
+_VARLEN_SPREAD = 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """Neighbouring segments that share a varlen call.
+
+    Attributes:
+        patches: How many patches they have together.
+        longest: Patches of the longest.
+        offsets: Where each starts and the last one ends, from 0, int32, on the device.
+    """
+
+    patches: int
+    longest: int
+    offsets: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,38 +64,71 @@ class Segments:
         lengths: Patches of each segment.
         offsets: Where each segment starts and the last one ends, int32 [len(lengths) + 1], on
             the device of the patches.
+        kernel: Which kernels attention uses on a GPU.
     """
 
     lengths: tuple[int, ...]
     offsets: torch.Tensor
+    kernel: AttentionKernel = "varlen"
 
     @classmethod
-    def of(cls, lengths: list[int], device: torch.device) -> "Segments":
+    def of(
+        cls, lengths: Sequence[int], device: torch.device, kernel: AttentionKernel = "varlen"
+    ) -> "Segments":
         """Builds the lengths' device copy."""
         offsets = torch.tensor(cu_seqlens(lengths), dtype=torch.int32, device="cpu")
-        return cls(lengths=tuple(lengths), offsets=send(offsets, device))
+        return cls(lengths=tuple(lengths), offsets=send(offsets, device), kernel=kernel)
 
-    def part(self, first: int, count: int) -> "Segments":
-        """Some neighbours, as a pack of their own."""
-        offsets = self.offsets[first : first + count + 1]
-        return Segments(lengths=self.lengths[first : first + count], offsets=offsets - offsets[0])
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The pack's varlen calls, made once for all layers."""
+        return [
+            Run(
+                patches=sum(self.lengths[first:last]),
+                longest=max(self.lengths[first:last]),
+                offsets=self.offsets[first : last + 1] - self.offsets[first],
+            )
+            for first, last in pairwise(varlen_cuts(self.lengths))
+        ]
 
 
-def varlen_limit(x_NHE: torch.Tensor) -> int:
-    """Returns the length from which segments go through SDPA; shorter ones through varlen.
+def varlen_cuts(lengths: Sequence[int]) -> list[int]:
+    """Returns where a pack's varlen calls start, and where the last one ends.
+
+    A varlen kernel starts `longest / tile` blocks of threads for every segment and head. A call
+    ends before a segment that would make its longest over four times its shortest, so at least
+    a quarter of the blocks have work. Packs are sorted by length, so cuts are few.
+
+    >>> varlen_cuts([1024, 256, 255, 64, 15])
+    [0, 2, 4, 5]
+
+    Args:
+        lengths: Of one segment or more.
+    """
+    cuts = [0]
+    shortest = longest = lengths[0]
+    for at, length in enumerate(lengths):
+        shortest, longest = min(shortest, length), max(longest, length)
+        if longest > _VARLEN_SPREAD * shortest:
+            cuts.append(at)
+            shortest = longest = length
+    return [*cuts, len(lengths)]
+
+
+def takes_varlen(x_NHE: torch.Tensor) -> bool:
+    """Returns whether the varlen kernel takes queries like these.
 
     It depends on device, dtype and head width, never on the pack, so that the backend of a
-    segment does not depend on its neighbours. 0 where varlen cannot take queries like these.
+    segment does not depend on its neighbours.
     """
     head_dim = x_NHE.shape[-1]
-    takes = (
+    return (
         x_NHE.device.type == "cuda"
         and x_NHE.dtype in (torch.bfloat16, torch.float16)
         and head_dim <= 256
         and head_dim % 8 == 0
         and torch.cuda.get_device_capability(x_NHE.device) >= (8, 0)
     )
-    return _LONG if takes else 0
 
 
 def attend(
@@ -98,23 +147,9 @@ def attend(
         [N, heads, head_dim] in the queries' dtype.
     """
     assert sum(segments.lengths) == query_NHE.shape[0]
-    runs = list(_runs(segments, varlen_limit(query_NHE)))
-    sizes = [sum(run.lengths) for _, run in runs]
-    packs = (torch.split(x, sizes) for x in (query_NHE, key_NHE, value_NHE))
-    outputs = [
-        (_attend_varlen if short else _attend_sdpa)(query, key, value, run)
-        for (short, run), query, key, value in zip(runs, *packs, strict=True)
-    ]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _runs(segments: Segments, limit: int) -> Iterator[tuple[bool, Segments]]:
-    """Cuts a pack where the backend changes: once a kind of patches, where lengths are sorted."""
-    first = 0
-    for short, run in groupby(segments.lengths, lambda length: length < limit):
-        count = len(list(run))
-        yield short, segments.part(first, count) if count < len(segments.lengths) else segments
-        first += count
+    by_varlen = segments.kernel == "varlen" and takes_varlen(query_NHE)
+    run = _attend_varlen if by_varlen else _attend_sdpa
+    return run(query_NHE, key_NHE, value_NHE, segments)
 
 
 def _attend_varlen(
@@ -123,11 +158,16 @@ def _attend_varlen(
     # Brings torch's compiler, a second of imports.
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
 
-    longest = max(segments.lengths)
-    offsets = segments.offsets
-    out_NHE = varlen_attn(query_NHE, key_NHE, value_NHE, offsets, offsets, longest, longest)
-    assert isinstance(out_NHE, torch.Tensor)
-    return out_NHE
+    runs = segments.runs
+    sizes = [run.patches for run in runs]
+    packs = (torch.split(x, sizes) for x in (query_NHE, key_NHE, value_NHE))
+    outputs = []
+    for run, query, key, value in zip(runs, *packs, strict=True):
+        offsets, longest = run.offsets, run.longest
+        out_NHE = varlen_attn(query, key, value, offsets, offsets, longest, longest)
+        assert isinstance(out_NHE, torch.Tensor)
+        outputs.append(out_NHE)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _attend_sdpa(
@@ -143,11 +183,14 @@ def _attend_sdpa(
     sizes = [length * count for length, count in runs]
     outputs = []
     packs = (torch.split(x, sizes) for x in (query_NHE, key_NHE, value_NHE))
-    with _sdpa_kernels(query_NHE.device):
+    with _sdpa_backends(query_NHE.device, segments.kernel):
         for (length, _), *qkv in zip(runs, *packs, strict=True):
             q_BHLE, k_BHLE, v_BHLE = (x.view(-1, length, *x.shape[1:]).transpose(1, 2) for x in qkv)
-            by_onednn = length >= _LONG_ON_CPU and takes_onednn(*qkv)
-            run = _attend_onednn if by_onednn else F.scaled_dot_product_attention
+            run: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
+            if length >= _LONG_ON_CPU and takes_onednn(*qkv):
+                run = _attend_onednn
+            elif segments.kernel == "math" and query_NHE.device.type == "cuda":
+                run = _attend_math
             out_BHLE = run(q_BHLE, k_BHLE, v_BHLE)
             outputs.append(out_BHLE.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
@@ -172,8 +215,23 @@ def _attend_onednn(
     return out_BLHE.transpose(1, 2)
 
 
-def _sdpa_kernels(device: torch.device) -> AbstractContextManager[None]:
-    """On a GPU, prefers cuDNN; the CPU has one kernel."""
+def _attend_math(
+    query_BHLE: torch.Tensor, key_BHLE: torch.Tensor, value_BHLE: torch.Tensor
+) -> torch.Tensor:
+    """SDPA for some queries at a time, so that the scores fit in memory."""
+    batches, heads, length, _ = query_BHLE.shape
+    step = max(1, _MATH_SCORES // (batches * heads * length))
+    parts = (
+        F.scaled_dot_product_attention(query_BHQE, key_BHLE, value_BHLE)
+        for query_BHQE in torch.split(query_BHLE, step, dim=2)
+    )
+    return torch.cat(list(parts), dim=2)
+
+
+def _sdpa_backends(device: torch.device, kernel: AttentionKernel) -> AbstractContextManager[None]:
+    """Selects SDPA's kernels on a GPU; the CPU has one."""
     if device.type == "cpu":
         return nullcontext()
-    return sdpa_kernel(_CUDA_KERNELS, set_priority=True)
+    if kernel == "math":
+        return sdpa_kernel(SDPBackend.MATH)
+    return sdpa_kernel(_SDPA_BACKENDS, set_priority=True)

@@ -9,8 +9,6 @@ Shape suffixes:
     R: rotary angles of a patch, head_dim / 2
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -55,7 +53,7 @@ class GatedMLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention within segments, with rotary positions."""
+    """The projections around multi-head attention within segments, with rotary positions."""
 
     def __init__(
         self, config: Glm4vVisionConfig, *, device: torch.device | str | None, dtype: torch.dtype
@@ -65,22 +63,26 @@ class Attention(nn.Module):
         self.qkv = Linear(dim, 3 * dim, config.attention_bias, device=device, dtype=dtype)
         self.proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
         self._heads = (3, config.num_heads, config.head_dim)
-        self.attend: Callable[..., torch.Tensor] | None = None
-        """A compiled block's, which is kept out of its graph."""
 
-    def forward(
-        self, x_ND: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor, segments: Segments
-    ) -> torch.Tensor:
-        """[N, D] to [N, D]; patches see their own segment only."""
+    def before(
+        self, x_ND: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns queries, keys and values, [N, H, E] each."""
         qkv_N3HE = self.qkv(x_ND).unflatten(-1, self._heads)
         query_NHE, key_NHE = rotate(qkv_N3HE[:, :2], cos_NR, sin_NR).unbind(1)
-        out_NHE = (self.attend or attend)(query_NHE, key_NHE, qkv_N3HE[:, 2], segments)
+        return query_NHE, key_NHE, qkv_N3HE[:, 2]
+
+    def after(self, out_NHE: torch.Tensor) -> torch.Tensor:
+        """Projects what attention returns, to [N, D]."""
         out_ND: torch.Tensor = self.proj(out_NHE.flatten(1))
         return out_ND
 
 
 class Block(nn.Module):
-    """One transformer block, norms first."""
+    """One transformer block, norms first.
+
+    What is before and after attention can be compiled: shapes alone decide what it does.
+    """
 
     def __init__(
         self, config: Glm4vVisionConfig, *, device: torch.device | str | None, dtype: torch.dtype
@@ -95,8 +97,18 @@ class Block(nn.Module):
     def forward(
         self, x_ND: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor, segments: Segments
     ) -> torch.Tensor:
-        """[N, D] to [N, D], in the blocks' dtype."""
-        x_ND = x_ND + self.attn(self.norm1(x_ND), cos_NR, sin_NR, segments)
+        """[N, D] to [N, D], in the blocks' dtype; patches see their own segment only."""
+        return self.after(x_ND, attend(*self.before(x_ND, cos_NR, sin_NR), segments))
+
+    def before(
+        self, x_ND: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns queries, keys and values, [N, H, E] each."""
+        return self.attn.before(self.norm1(x_ND), cos_NR, sin_NR)
+
+    def after(self, x_ND: torch.Tensor, out_NHE: torch.Tensor) -> torch.Tensor:
+        """Returns the block's result, [N, D], from its input and what attention returns."""
+        x_ND = x_ND + self.attn.after(out_NHE)
         out_ND: torch.Tensor = x_ND + self.mlp(self.norm2(x_ND))
         return out_ND
 

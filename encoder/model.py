@@ -9,18 +9,19 @@ Shape suffixes:
     R: rotary angles of a patch, head_dim / 2
 """
 
-import warnings
+import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encoder.attention import Segments, attend
-from encoder.blocks import Attention, Block, Merger, RMSNorm
+from encoder.attention import AttentionKernel, Segments, attend
+from encoder.blocks import Block, Merger, RMSNorm
 from encoder.config import Glm4vVisionConfig
 from encoder.describe import describe
+from encoder.device_errors import is_device_error
 from encoder.grids import read_grids
 from encoder.linear import linear
 from encoder.patch_embed import PatchEmbed
@@ -29,9 +30,14 @@ from encoder.positions import GridTables, PositionTables, interpolate_positions
 # Products of fewer rows take another kernel of BLAS, whose rounding alone sets a token apart from
 # itself in a larger pack by 1.5e-6. Blocks have a row a patch: four, where 2 x 2 make a token.
 _FEWEST_ROWS = 4
+_COMPILE_PROCESSES = 4
 
 GridThw = torch.Tensor | Sequence[Sequence[int]]
 PixelValues = torch.Tensor | Sequence[torch.Tensor]
+
+
+class CompileError(RuntimeError):
+    """The blocks were not compiled; the line says why."""
 
 
 class EncoderOutput(NamedTuple):
@@ -66,9 +72,47 @@ def _run_block(
     sin_NR: torch.Tensor,
     segments: Segments,
 ) -> torch.Tensor:
-    """What is compiled: a function of the block, so that all blocks share it."""
     out_ND: torch.Tensor = block(x_ND, cos_NR, sin_NR, segments)
     return out_ND
+
+
+# Functions of the block, so that all blocks share what they are compiled to.
+
+
+def _before_attention(
+    block: Block, x_ND: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return block.before(x_ND, cos_NR, sin_NR)
+
+
+def _after_attention(block: Block, x_ND: torch.Tensor, out_NHE: torch.Tensor) -> torch.Tensor:
+    return block.after(x_ND, out_NHE)
+
+
+def _compiled() -> Callable[..., torch.Tensor]:
+    """Returns `_run_block` with what is before and after attention compiled.
+
+    Attention itself is in no graph, since segment lengths differ from pack to pack. Of the
+    graphs' inputs dimension 0, the number of patches, is dynamic: one form serves all packs.
+    """
+    before = torch.compile(_before_attention)
+    after = torch.compile(_after_attention)
+    mark_dynamic = torch._dynamo.mark_dynamic  # The documented name.
+
+    def run_block(
+        block: Block,
+        x_ND: torch.Tensor,
+        cos_NR: torch.Tensor,
+        sin_NR: torch.Tensor,
+        segments: Segments,
+    ) -> torch.Tensor:
+        for tensor in (x_ND, cos_NR, sin_NR):
+            mark_dynamic(tensor, 0)
+        out_NHE = attend(*before(block, x_ND, cos_NR, sin_NR), segments)
+        mark_dynamic(out_NHE, 0)
+        return after(block, x_ND, out_NHE)
+
+    return run_block
 
 
 class Glm4vVisionModel(nn.Module):
@@ -117,6 +161,7 @@ class Glm4vVisionModel(nn.Module):
         )
         self.merger = Merger(config, device=device, dtype=dtype)
         self._run_block: Callable[..., torch.Tensor] = _run_block
+        self._attention: AttentionKernel = "varlen"
         self._tables = PositionTables(
             head_dim=config.head_dim,
             rope_theta=config.rope_theta,
@@ -124,30 +169,70 @@ class Glm4vVisionModel(nn.Module):
             merge_size=config.spatial_merge_size,
         )
 
-    def compile_blocks(self) -> None:
-        """Fuses what the blocks do value by value, with `torch.compile`: for a GPU.
+    @property
+    def attention(self) -> AttentionKernel:
+        """Which kernels attention uses on a GPU."""
+        return self._attention
 
-        All blocks share one compiled form, for packs of any length. Two blank packs are run here
-        so that it exists before the first true one: of the second, whose length is another, the
-        compiler learns that lengths vary. Results differ from the uncompiled by rounding. Where
-        there is no compiler, a warning says so and the model stays as it was.
+    def use_attention(self, kernel: AttentionKernel) -> None:
+        """Selects attention's kernels on a GPU; on a CPU it changes nothing.
+
+        Results differ by rounding. A model starts with "varlen".
+
+        Args:
+            kernel: "varlen", FlashAttention's variable-length kernel for segments of all
+                lengths, and "sdpa" where dtype, head width or compute capability do not allow
+                it; "sdpa", SDPA over segments of equal length, without cuDNN; "math", SDPA's
+                math kernel alone, in parts that bound its memory.
+
+        Raises:
+            ValueError: Another kernel.
         """
+        if kernel not in get_args(AttentionKernel):
+            raise ValueError(
+                f"kernel={describe(kernel)} is none of {', '.join(get_args(AttentionKernel))}"
+            )
+        self._attention = kernel
+
+    def compile_blocks(self) -> None:
+        """Fuses the elementwise operations of the blocks with `torch.compile`: for a GPU.
+
+        All blocks share one compiled form, for packs of any number of patches. A blank pack is
+        run here so that it exists, and has run once, before the first true one. Results differ
+        from the uncompiled by rounding. At most four processes compile, unless
+        `TORCHINDUCTOR_COMPILE_THREADS` says otherwise.
+
+        Raises:
+            CompileError: Compiling failed, or what was compiled does not run. The model is
+                uncompiled, and as usable as before.
+            RuntimeError: The device failed (see `is_device_error`), or the model does not run
+                uncompiled either.
+        """
+        # Read when the compiler is imported. Its default is one process per CPU, up to 32.
+        threads = min(_COMPILE_PROCESSES, os.cpu_count() or 1)
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
         with torch.inference_mode():
-            self(*self._blank(1))  # What fails here is no fault of the compiler's.
-            # Segment lengths differ from pack to pack: the graph would be made anew for each.
-            uncompiled = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
-            for module in self.modules():
-                if isinstance(module, Attention):
-                    module.attend = uncompiled
-            self._run_block = torch.compile(_run_block)
+            self(*self._blank(1))  # An error here is not the compiler's.
+            self._synchronize()
+            self._run_block = _compiled()
             try:
-                for stills in (1, 16):
-                    self(*self._blank(stills))
+                self(*self._blank(16))
+                self._synchronize()
             # Compilers, linkers and drivers have exceptions of their own.
             except Exception as error:
                 self._run_block = _run_block
-                reason = str(error).strip().split("\n", maxsplit=1)[0]
-                warnings.warn(f"the encoder's blocks are not compiled: {reason}", stacklevel=2)
+                # What a compiler's backend raised comes wrapped.
+                cause = getattr(error, "inner_exception", error)
+                if is_device_error(cause):
+                    raise cause from None
+                self._synchronize()  # A device that failed meanwhile says so here.
+                reason = (str(cause).strip() or type(cause).__name__).split("\n", maxsplit=1)[0]
+                raise CompileError(f"the encoder's blocks are not compiled: {reason}") from error
+
+    def _synchronize(self) -> None:
+        """Waits for a GPU, so that an error of a kernel is raised here."""
+        if self.downsample.weight.is_cuda:
+            torch.cuda.synchronize(self.downsample.weight.device)
 
     def _blank(self, stills: int) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
         """Returns a pack of blank stills of 64 tokens."""
@@ -215,7 +300,7 @@ class Glm4vVisionModel(nn.Module):
             interpolate_positions(self.embeddings.position_embedding.weight.float(), tables),
             tables.cos_SR,
             tables.sin_SR,
-            Segments.of([height * width for height, width in shapes], device),
+            Segments.of([h * w for h, w in shapes], device, self._attention),
         )
 
     def _downsample(self, x_ND: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from encoder.attention import Segments, attend, varlen_limit
+from encoder.attention import AttentionKernel, Segments, attend
 from encoder.config import Glm4vVisionConfig
 from encoder.describe import describe
 from encoder.model import Glm4vVisionModel
@@ -22,6 +22,7 @@ _TF32_EPSILON = 2.0**-10
 _ROUNDED_BOUND = 4
 # Several tiles of any kernel, equal neighbours, less than a tile, one patch.
 _LENGTHS = [300, 64, 64, 5, 1]
+_LONG_ON_GPU = 16384  # A photo of three megapixels: many tiles, and a varlen call of its own.
 _QUERIES = 64
 
 
@@ -32,7 +33,7 @@ class SelfCheckError(RuntimeError):
 def check_encoder(model: Glm4vVisionModel) -> None:
     """Holds a model against the plain reference, as it is: device, dtype, kernels, packing.
 
-    Attention is checked at lengths of every backend that the device has, the whole tower on a
+    Attention is checked at long and short lengths, the whole tower on a
     few small stills in one pack. The default tower takes three seconds of one CPU core, the
     smallest a few hundredths. Weights are taken as they are: whether they are the checkpoint's is
     not asked.
@@ -53,7 +54,7 @@ def check_encoder(model: Glm4vVisionModel) -> None:
     example = state["downsample.weight"]
     on_cpu = torch.device("cpu")  # Whatever the caller's default device.
     with torch.inference_mode(), on_cpu:
-        error = _attention_error(example, model.config.head_dim)
+        error = _attention_error(example, model.config.head_dim, model.attention)
         _hold("attention results are", error, _bound(example, 1), example)
         levels_NP, grids = known_input(model.config)
     # As anyone else calls it: for another default device, compiled blocks would be compiled anew.
@@ -95,7 +96,7 @@ def known_input(config: Glm4vVisionConfig) -> tuple[torch.Tensor, list[tuple[int
     return (115 + gradient + texture).to(torch.uint8).flatten(1), grids
 
 
-def _attention_error(example: torch.Tensor, head_dim: int) -> float:
+def _attention_error(example: torch.Tensor, head_dim: int, kernel: AttentionKernel) -> float:
     """The largest error of `attend` with noise of a dtype and a head width, on a device."""
     generator = torch.Generator().manual_seed(0)
 
@@ -103,11 +104,11 @@ def _attention_error(example: torch.Tensor, head_dim: int) -> float:
         found_N3HE = torch.randn(patches, 3, 2, head_dim, generator=generator)
         return found_N3HE.to(example.device, example.dtype)
 
-    limit = varlen_limit(noise(1)[:, 0])
-    lengths = [limit, *_LENGTHS] if limit else _LENGTHS
+    lengths = [_LONG_ON_GPU, *_LENGTHS] if example.device.type == "cuda" else _LENGTHS
     qkv_N3HE = noise(sum(lengths))
     query_NHE, key_NHE, value_NHE = qkv_N3HE.unbind(1)
-    out_NHE = attend(query_NHE, key_NHE, value_NHE, Segments.of(lengths, example.device))
+    segments = Segments.of(lengths, example.device, kernel)
+    out_NHE = attend(query_NHE, key_NHE, value_NHE, segments)
     found, exact = [], []
     for ours_SHE, own_S3HE in zip(
         *(torch.split(x.cpu(), lengths) for x in (out_NHE, qkv_N3HE)), strict=True

@@ -27,7 +27,7 @@ from pipeline.config import (
 from pipeline.encode_rows import Floats, failure_of, patches_of, segment_columns
 from pipeline.identity import Identity
 from pipeline.idle_cpus import IdleCpus, Sharing
-from pipeline.packs import PackedEncoder, is_device_error
+from pipeline.packs import PackedEncoder
 from pipeline.progress import Counts, tell_shard
 from pipeline.tower import tower_of
 
@@ -176,6 +176,8 @@ class Encode:
 
     def _end_if_sick(self, error: RuntimeError) -> None:
         """Ends the process, without any of what Python does at its end, if its device is gone."""
+        from encoder import is_device_error  # noqa: PLC0415 (it brings torch)
+
         if self._attempts is not None and is_device_error(error):
             self._attempts.report(str(error).splitlines()[0][:200])
             os._exit(1)

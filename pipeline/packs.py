@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import warnings
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -18,17 +19,6 @@ from pipeline.shared_packs import SharedPacks
 if TYPE_CHECKING:
     from pipeline.encode import EncodeConfig
 
-# After any of these a process's CUDA context answers nothing but errors.
-_DEVICE_ERRORS = (
-    "CUDA error",
-    "CUDA driver error",
-    "Triton Error [CUDA]",
-    "_STATUS_EXECUTION_FAILED",  # cuBLAS's and cuDNN's, as are the next.
-    "_STATUS_INTERNAL_ERROR",
-    "_STATUS_MAPPING_ERROR",
-    "_STATUS_NOT_INITIALIZED",
-)
-
 
 class PackedEncoder:
     """Holds the encoder. Calls may overlap: they share packs (`SharedPacks`)."""
@@ -37,7 +27,7 @@ class PackedEncoder:
         with collector_at_rest():
             import torch  # noqa: PLC0415 (only the actor pays its second)
 
-            from encoder import PackRunner, ceiling_flop_s, load_encoder  # noqa: PLC0415
+            from encoder import CompileError, PackRunner, ceiling_flop_s, load_encoder  # noqa: PLC0415
 
         torch.set_num_threads(1)
         self._config = config
@@ -46,7 +36,10 @@ class PackedEncoder:
             config.location, seed=config.seed, device=config.device, dtype=dtype
         )
         if config.device == "cuda":
-            self._model.compile_blocks()
+            try:
+                self._model.compile_blocks()
+            except CompileError as error:
+                warnings.warn(str(error), stacklevel=2)
         self.ceiling_flop_s = ceiling_flop_s(config.device, dtype)
         self.device_name = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
         runner = PackRunner(
@@ -116,16 +109,3 @@ class PackedEncoder:
                 f"{error} ({self.device_name} of {socket.gethostname()}); shards stay open, run "
                 "the same command again without that device"
             ) from error
-
-
-def is_device_error(error: RuntimeError) -> bool:
-    """Whether the process can do nothing more on its device; running out of memory is none."""
-    import torch  # noqa: PLC0415
-
-    from encoder import is_out_of_memory  # noqa: PLC0415
-
-    if is_out_of_memory(error):
-        return False
-    return isinstance(error, torch.AcceleratorError) or any(
-        sign in str(error) for sign in _DEVICE_ERRORS
-    )

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import sdpa_kernel
 
-from encoder import attention
-from encoder.attention import Segments, attend, varlen_limit
+from encoder import AttentionKernel, attention
+from encoder.attention import Segments, attend, takes_varlen, varlen_cuts
 from encoder.linear import takes_onednn
 from encoder.reference import attention as plain_attention
 from tests.support.operations import Operations
@@ -38,9 +38,11 @@ def make_qkv(
     return list(qkv.to(device, dtype).unbind(1))
 
 
-def assert_attends(qkv: list[torch.Tensor], lengths: list[int]) -> None:
+def assert_attends(
+    qkv: list[torch.Tensor], lengths: list[int], kernel: AttentionKernel = "varlen"
+) -> None:
     """Holds every segment against the plain reference, in float64 and by itself."""
-    found = attend(*qkv, Segments.of(lengths, qkv[0].device))
+    found = attend(*qkv, Segments.of(lengths, qkv[0].device, kernel))
     assert (found.shape, found.dtype) == (qkv[0].shape, qkv[0].dtype)
     parts = zip(found.split(lengths), *(x.split(lengths) for x in qkv), strict=True)
     for ours, *own in parts:
@@ -152,9 +154,6 @@ def test_offsets_are_int32_for_the_kernels() -> None:
     segments = Segments.of([2, 3, 4, 1], torch.device("cpu"))
     assert segments.offsets.dtype == torch.int32
     assert segments.offsets.tolist() == [0, 2, 5, 9, 10]
-    part = segments.part(1, 2)
-    assert part.lengths == (3, 4)
-    assert (part.offsets.dtype, part.offsets.tolist()) == (torch.int32, [0, 3, 7])
 
 
 @pytest.mark.parametrize("lengths", [[3], [3, 3]])
@@ -188,11 +187,11 @@ def test_varlen_is_given_what_it_takes(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     # No such tensor can be made here.
     x: Any = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(5, 2, head_dim))
-    assert (varlen_limit(x) > 0) == takes
+    assert takes_varlen(x) == takes
 
 
-def use_varlen_here(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[list[int]]:
-    """Sends segments under `limit` to a varlen that does what the CUDA one does, slowly.
+def use_varlen_here(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Sends segments to a varlen that does what the CUDA one does, slowly.
 
     Returns:
         The lengths that each of its calls will have been given.
@@ -210,27 +209,75 @@ def use_varlen_here(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[list[in
             out[start:end] = plain_attention(q[start:end], k[start:end], v[start:end])
         return out
 
-    monkeypatch.setattr(attention, "varlen_limit", lambda x: limit)
+    monkeypatch.setattr(attention, "takes_varlen", lambda x: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     return calls
 
 
 @pytest.mark.parametrize(
-    ("lengths", "runs"),
+    ("lengths", "cuts"),
     [
-        ([3, 2, 2, 1], [[3, 2, 2, 1]]),
-        ([9, 8, 8], []),
-        ([9, 8, 8, 7, 7, 1], [[7, 7, 1]]),
-        ([9, 3, 12, 12, 3, 1, 8], [[3], [3, 1]]),
-        ([2, 8, 2], [[2], [2]]),
+        ([7], [0, 1]),
+        ([8, 8, 2], [0, 3]),  # A quarter is enough.
+        ([8, 8, 1], [0, 2, 3]),
+        ([9, 8, 2], [0, 2, 3]),
+        ([1024, 256, 255, 64, 63, 16, 4, 3, 1], [0, 2, 4, 6, 9]),
+        # A clip's slices follow the stills, and may be longer.
+        ([20, 5, 20, 5], [0, 4]),
+        ([20, 6, 24, 6], [0, 4]),
+        ([20, 5, 21, 6], [0, 2, 4]),
+        ([1, 4, 5], [0, 2, 3]),
+        ([2, 9, 2], [0, 1, 2, 3]),
     ],
 )
-def test_a_pack_is_cut_where_the_backend_changes(
-    monkeypatch: pytest.MonkeyPatch, lengths: list[int], runs: list[list[int]]
+def test_a_pack_is_cut_where_lengths_differ_by_more_than_four_times(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], cuts: list[int]
 ) -> None:
-    calls = use_varlen_here(monkeypatch, 8)
+    assert varlen_cuts(lengths) == cuts
+    calls = use_varlen_here(monkeypatch)
     assert_attends(make_qkv(lengths, 2, 16, torch.float32), lengths)
-    assert calls == runs
+    assert calls == [lengths[first:last] for first, last in pairwise(cuts)]
+
+
+@given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=20))
+def test_a_quarter_of_each_varlen_call_has_work(lengths: list[int]) -> None:
+    cuts = varlen_cuts(lengths)
+    assert cuts == sorted(set(cuts)) and (cuts[0], cuts[-1]) == (0, len(lengths))
+    for first, last in pairwise(cuts):
+        run = lengths[first:last]
+        assert 4 * sum(run) >= max(run) * len(run)
+
+
+def test_a_packs_varlen_calls_are_made_once_for_all_layers() -> None:
+    segments = Segments.of([5, 4, 1, 1], torch.device("cpu"))
+    assert [(run.patches, run.longest) for run in segments.runs] == [(9, 5), (2, 1)]
+    offsets = [run.offsets for run in segments.runs]
+    assert [each.tolist() for each in offsets] == [[0, 5, 9], [0, 1, 2]]
+    assert all(each.dtype == torch.int32 for each in offsets)
+    assert segments.runs is segments.runs
+
+
+@pytest.mark.parametrize(("kernel", "calls"), [("varlen", 1), ("sdpa", 0), ("math", 0)])
+def test_varlen_is_used_where_it_was_chosen(
+    monkeypatch: pytest.MonkeyPatch, kernel: AttentionKernel, calls: int
+) -> None:
+    made = use_varlen_here(monkeypatch)
+    qkv = make_qkv([3, 2], 2, 8, torch.float32)
+    attend(*qkv, Segments.of([3, 2], qkv[0].device, kernel))
+    assert len(made) == calls
+
+
+@pytest.mark.parametrize("scores", [1, 40, 10**6])
+def test_the_math_kernel_takes_some_queries_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, scores: int
+) -> None:
+    monkeypatch.setattr(attention, "_MATH_SCORES", scores)
+    q, k, v = torch.randn(3, 2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    found = attention._attend_math(q, k, v)
+    for batch, head in product(range(2), range(3)):
+        qkv = (x[batch, head, :, None] for x in (q, k, v))
+        expected = plain_attention(*qkv)[:, 0]
+        torch.testing.assert_close(found[batch, head], expected, rtol=0, atol=1e-6)
 
 
 @given(
@@ -240,7 +287,7 @@ def test_a_pack_is_cut_where_the_backend_changes(
 @settings(max_examples=30, deadline=None)
 def test_a_segments_result_does_not_depend_on_its_place(lengths: list[int], order: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        use_varlen_here(patch, 6)
+        use_varlen_here(patch)
         qkv = make_qkv(lengths, 2, 8, torch.float32)
         whole = attend(*qkv, Segments.of(lengths, qkv[0].device)).split(lengths)
         places = list(range(len(lengths)))
@@ -252,11 +299,22 @@ def test_a_segments_result_does_not_depend_on_its_place(lengths: list[int], orde
             assert torch.equal(ours, whole[n])
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "math"])
+def test_sdpa_on_a_gpu_leaves_cudnn_out(kernel: AttentionKernel) -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with attention._sdpa_backends(torch.device("cuda"), kernel):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.math_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled() == (kernel == "sdpa")
+        assert torch.backends.cuda.mem_efficient_sdp_enabled() == (kernel == "sdpa")
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_kernels_that_a_gpu_is_asked_for_are_known(dtype: torch.dtype) -> None:
+def test_the_kernels_for_a_gpu_are_known(dtype: torch.dtype) -> None:
     # None of the fast ones runs here; the last one does, on any device.
     q, k, v = torch.randn(3, 1, 2, 5, 8).to(dtype).unbind(0)
-    with sdpa_kernel(attention._CUDA_KERNELS, set_priority=True):
+    with sdpa_kernel(attention._SDPA_BACKENDS, set_priority=True):
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, k, v))
 
@@ -269,27 +327,24 @@ def test_varlen_gives_what_attention_is(
     lengths: list[int], head_dim: int, dtype: torch.dtype
 ) -> None:
     qkv = make_qkv(lengths, 2, head_dim, dtype, "cuda")
-    assert varlen_limit(qkv[0]) > max(lengths)
+    assert takes_varlen(qkv[0])
     assert_attends(qkv, lengths)
 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [4, 20, 64, 128, 264])
+@pytest.mark.parametrize("kernel", ["sdpa", "math"])
 def test_sdpa_on_a_gpu_gives_what_attention_is(
-    monkeypatch: pytest.MonkeyPatch, head_dim: int, dtype: torch.dtype
+    kernel: AttentionKernel, head_dim: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(attention, "varlen_limit", lambda x: 0)
     lengths = [1024, 100, 16, 16, 4, 1]
-    assert_attends(make_qkv(lengths, 2, head_dim, dtype, "cuda"), lengths)
+    assert_attends(make_qkv(lengths, 2, head_dim, dtype, "cuda"), lengths, kernel)
 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_long_and_short_segments_share_a_pack_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
-    monkeypatch.setattr(attention, "_LONG", 256)
+def test_long_and_short_segments_share_a_pack_on_a_gpu(dtype: torch.dtype) -> None:
     lengths = [1024, 512, 512, 255, 64, 64, 1]
     qkv = make_qkv(lengths, 2, 128, dtype, "cuda")
     assert_attends(qkv, lengths)

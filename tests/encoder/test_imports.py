@@ -84,8 +84,8 @@ def test_results_are_of_public_types(goldens: Path, small_model: Glm4vVisionMode
 
 
 def test_everything_promised_is_there() -> None:
-    for name in encoder.__all__:
-        assert name == "PRESETS" or getattr(encoder, name).__name__ == name
+    for name in set(encoder.__all__) - {"AttentionKernel", "PRESETS"}:
+        assert getattr(encoder, name).__name__ == name
 
 
 def test_what_is_not_promised_is_not_there() -> None:

@@ -1,28 +1,21 @@
 import copy
-import shutil
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig as ReferenceConfig
 
 from encoder import (
+    AttentionKernel,
     Glm4vVisionConfig,
     Glm4vVisionModel,
     GlmgaConfig,
-    check_encoder,
     load_encoder,
 )
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-# Attention, which is none of the graphs, parts a block's MLP from its products before and after.
-GRAPHS_A_BLOCK = 4
 GRIDS = [(1, 4, 6), (2, 4, 4), (1, 2, 2), (3, 4, 6)]
-PACKS = [[(1, 4, 6)], [(1, 4, 4), (1, 2, 2)], [(3, 2, 2)], [(1, 8, 6), (2, 4, 4)], [(1, 32, 32)]]
 
 
 def make_levels(patches: int, values: int = 1176) -> torch.Tensor:
@@ -103,77 +96,16 @@ def test_gradients_reach_every_parameter(small_model: Glm4vVisionModel) -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def compiled_error(model: Glm4vVisionModel) -> float:
-    """The largest difference that compiling makes in a few packs, over the largest value."""
-    device = model.downsample.weight.device
-    given = [(make_levels(sum(sizes(grids)), 588).to(device), grids) for grids in PACKS]
-    expected = [model(*pack) for pack in given]
-    torch.compiler.reset()
-    model.compile_blocks()
-    with torch.inference_mode():
-        pairs = zip([model(*pack) for pack in given], expected, strict=True)
-        return max(float((ours - own).abs().max() / own.abs().max()) for ours, own in pairs)
-
-
-def test_blocks_are_compiled_once_for_all_of_them_and_all_packs(
-    small_model: Glm4vVisionModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = [(make_levels(sum(sizes(grids))), grids) for grids in PACKS]
-    expected = [small_model(*pack) for pack in given]
-    counter = CompileCounter()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    torch.compiler.reset()
-    small_model.compile_blocks()
-    # Once for the first length, once for any.
-    assert counter.frame_count == 2 * GRAPHS_A_BLOCK
-    with torch.inference_mode():
-        for pack, result in zip(given, expected, strict=True):
-            torch.testing.assert_close(small_model(*pack), result, rtol=0, atol=1e-6)
-    check_encoder(small_model)
-    assert counter.frame_count == 2 * GRAPHS_A_BLOCK
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of itself.
-def test_without_a_compiler_a_model_runs_as_before(
-    small_model: Glm4vVisionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from torch._inductor import config
-
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    torch.compiler.reset()
+def test_kernels_can_be_chosen_and_change_nothing_on_a_cpu(small_model: Glm4vVisionModel) -> None:
     expected = small_model(make_levels(24), [(1, 4, 6)])
-    message = "^the encoder's blocks are not compiled: .*no-compiler"
-    with (
-        config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}),
-        pytest.warns(UserWarning, match=message),
-    ):
-        small_model.compile_blocks()
-    assert torch.equal(small_model(make_levels(24), [(1, 4, 6)]), expected)
-
-
-def test_what_fails_uncompiled_too_is_not_laid_on_the_compiler(
-    small_model: Glm4vVisionModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(small_model.blocks[1], "forward", fails)
-    with pytest.raises(torch.OutOfMemoryError):
-        small_model.compile_blocks()
-
-
-@pytest.mark.whole
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-6), (torch.bfloat16, 2e-2)])
-def test_compiled_blocks_give_what_they_gave(dtype: torch.dtype, bound: float) -> None:
-    assert compiled_error(load_encoder("tiny", dtype=dtype)) < bound
-
-
-@needs_gpu
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_blocks_give_what_they_gave_on_a_gpu() -> None:
-    assert compiled_error(load_encoder("small", device="cuda", dtype=torch.bfloat16)) < 2e-2
+    assert small_model.attention == "varlen"
+    kernel: AttentionKernel
+    for kernel in ("sdpa", "math", "varlen"):
+        small_model.use_attention(kernel)
+        assert small_model.attention == kernel
+        assert torch.equal(small_model(make_levels(24), [(1, 4, 6)]), expected)
+    with pytest.raises(ValueError, match="kernel='cudnn' is none of varlen, sdpa, math"):
+        small_model.use_attention("cudnn")  # type: ignore[arg-type]
 
 
 @needs_gpu

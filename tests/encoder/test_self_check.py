@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from encoder import (
+    AttentionKernel,
     Glm4vVisionConfig,
     Glm4vVisionModel,
     SelfCheckError,
@@ -16,7 +17,6 @@ from encoder import (
     blocks,
     check_encoder,
     load_encoder,
-    self_check,
 )
 from encoder.attention import Segments, attend
 from encoder.positions import rotate
@@ -234,7 +234,10 @@ def test_the_callers_default_device_is_not_asked(small: Glm4vVisionModel) -> Non
         check_encoder(small)
 
 
-def test_every_backend_is_given_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", ["varlen", "sdpa"])
+def test_the_chosen_kernel_is_checked(
+    monkeypatch: pytest.MonkeyPatch, kernel: AttentionKernel
+) -> None:
     given: dict[str, tuple[int, ...]] = {}
 
     def watched(name: str) -> Callable[..., torch.Tensor]:
@@ -247,10 +250,11 @@ def test_every_backend_is_given_segments(monkeypatch: pytest.MonkeyPatch) -> Non
     real = attention._attend_sdpa
     monkeypatch.setattr(attention, "_attend_varlen", watched("varlen"))
     monkeypatch.setattr(attention, "_attend_sdpa", watched("sdpa"))
-    for module in (attention, self_check):
-        monkeypatch.setattr(module, "varlen_limit", lambda x: 1000)
-    check_encoder(load_encoder("tiny"))
-    assert given == {"sdpa": (1000,), "varlen": (300, 64, 64, 5, 1)}
+    monkeypatch.setattr(attention, "takes_varlen", lambda x: True)
+    model = load_encoder("tiny")
+    model.use_attention(kernel)
+    check_encoder(model)
+    assert given == {kernel: (300, 64, 64, 5, 1)}
 
 
 def test_rotary_angles_of_the_wrong_sign_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ class FaultyModel:
 
     def __init__(self, model: Any, folder: Path, way: str) -> None:
         self._model, self._folder, self._way = model, folder, way
-        self.config = model.config
+        self.config, self.attention = model.config, model.attention
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return self._model.state_dict()

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DeviceError
-from pipeline.packs import is_device_error
 from tests.support.encoding import Changed, Grid, stage
 from tests.support.processes import Ended, Ray, failed, kill
 
@@ -209,23 +208,6 @@ def test_an_items_ends_on_another_device_are_not_held_against_it(
     changed()
     started.process = None
     assert failed(started.embed(preprocessed(COMPANY))) == []
-
-
-@pytest.mark.parametrize(
-    ("error", "ends"),
-    [
-        (torch.AcceleratorError("unspecified launch failure"), True),
-        (RuntimeError("CUDA error: device-side assert triggered"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasSgemm"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
-        (RuntimeError("Triton Error [CUDA]: misaligned address"), True),
-        (RuntimeError("CUDA error: out of memory"), False),
-        (torch.OutOfMemoryError("CUDA out of memory"), False),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-    ],
-)
-def test_errors_of_the_device_are_told_from_others(error: RuntimeError, ends: bool) -> None:
-    assert is_device_error(error) == ends
 
 
 def test_a_block_without_an_item_says_nothing_of_its_device(

@@ -141,6 +141,10 @@ class Changed:
     def config(self) -> encoder.Glm4vVisionConfig:
         return self.model.config
 
+    @property
+    def attention(self) -> encoder.AttentionKernel:
+        return self.model.attention
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         return self.model.state_dict()
 
