@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from encoder import Glm4vVisionModel
 from encoder.reference import attention
 from tests.support.simulated_gpu import Block, Gpu, Stream, poison
 
@@ -65,13 +66,19 @@ class SimulatedCuda(TorchDispatchMode):
         self.gpu = gpu
         self.operations: list[Operation] = []
         self.may_wait = may_wait
+        self.varlen: Callable[..., tuple[torch.Tensor, ...]] = varlen
         self._shapes = FakeTensorMode(allow_non_fake_inputs=True)
 
-    def put(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Moves a model to the device, in place."""
+    def put(self, model: Glm4vVisionModel) -> Glm4vVisionModel:
+        """Moves a model to the device, in place; parameters of `meta` get no values there."""
         before, self.may_wait = self.may_wait, True
         with self:
-            state = {name: x.to("cuda") for name, x in model.state_dict().items()}
+            state = {
+                name: torch.empty(x.shape, dtype=x.dtype, device="cuda")
+                if x.is_meta
+                else x.to("cuda")
+                for name, x in model.state_dict().items()
+            }
             model.load_state_dict(state, assign=True)
         self.may_wait = before
         self.operations.clear()
@@ -79,11 +86,12 @@ class SimulatedCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        leaves = tree_leaves((args, kwargs))
+        given = [x for x in leaves if isinstance(x, torch.Tensor)]
         fakes = [x for x in given if isinstance(x, FakeTensor)]
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        to_cuda = torch.device(kwargs.get("device") or "cpu").type == "cuda"
+        to_cuda = any(isinstance(x, torch.device) and x.type == "cuda" for x in leaves)
         if func.overloadpacket is aten.to and (fakes or to_cuda):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -122,6 +130,7 @@ class SimulatedCuda(TorchDispatchMode):
         ) as error:
             raise HostWaitsError(f"{func} needs values of the device") from error
         found = [x for x in tree_leaves(out) if isinstance(x, FakeTensor)]
+        assert all(x.device.type == "cuda" for x in found), func
         blocks = {_storage(x): _block(x) for x in fakes}
         new = [x for x in found if _storage(x) not in blocks]
         if not new and not func._schema.is_mutable:
@@ -140,7 +149,8 @@ class SimulatedCuda(TorchDispatchMode):
         for x in found:
             x.simulated_block = blocks[_storage(x)]
         if self.gpu.keeps_values:
-            work = _work(func, tree_map(_value, args), tree_map(_value, kwargs), _values(new))
+            run = self.varlen if "_varlen_attn" in str(func) else func
+            work = _work(run, tree_map(_value, args), tree_map(_value, kwargs), _values(new))
         else:
             work = _nothing
         self.gpu.submit(self.gpu.current_stream(), work, fault=fault)
@@ -201,7 +211,13 @@ class SimulatedCuda(TorchDispatchMode):
         return self.gpu.allocate(size, fake.dtype)
 
 
-def install(gpu: Gpu, patch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
+def simulate(
+    gpu: Gpu,
+    patch: pytest.MonkeyPatch,
+    *,
+    capability: tuple[int, int] = (9, 0),
+    may_wait: bool = False,
+) -> SimulatedCuda:
     """Patches what a CPU build of PyTorch lacks for tensors of `cuda`, until `patch` is undone."""
     gpu.install(patch, capability)
     # Without an index, the device guard is asked which device is meant.
@@ -209,11 +225,20 @@ def install(gpu: Gpu, patch: pytest.MonkeyPatch, capability: tuple[int, int] = (
     patch.setattr(torch.Tensor, "to", lambda x, *a, **k: to(x, *map(_indexed, a), **_indexed(k)))
     # Indexing asks for CUDA's device guard, which a CPU build has none of.
     patch.setattr(FakeTensor, "__getitem__", _get)
-    patch.setattr(FakeTensor, "record_stream", lambda x, stream: _record_stream(x, stream))
+    patch.setattr(FakeTensor, "record_stream", _record_stream)
     # These wait, and some ask for the device guard before they say so.
-    for name in ("item", "tolist", "nonzero", "numpy", "__bool__", "__int__", "__float__"):
+    for name in (
+        "item",
+        "tolist",
+        "nonzero",
+        "numpy",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+    ):
         patch.setattr(FakeTensor, name, _refusal(name))
-    patch.setattr(FakeTensor, "__index__", _refusal("__index__"))
+    return SimulatedCuda(gpu, may_wait=may_wait)
 
 
 def _indexed(given: Any) -> Any:
@@ -259,7 +284,7 @@ def _get(x: torch.Tensor, at: Any) -> torch.Tensor:
     return out
 
 
-def _varlen(
+def varlen(
     query_NHE: torch.Tensor,
     key_NHE: torch.Tensor,
     value_NHE: torch.Tensor,
@@ -278,9 +303,7 @@ def _varlen(
     return (out_NHE,)
 
 
-def _work(func: Any, args: Any, kwargs: Any, new: list[torch.Tensor]) -> Callable[[], None]:
-    run = _varlen if "_varlen_attn" in str(func) else func
-
+def _work(run: Any, args: Any, kwargs: Any, new: list[torch.Tensor]) -> Callable[[], None]:
     def work() -> None:
         if not new:
             run(*args, **kwargs)  # In place.
