@@ -155,13 +155,12 @@ class Gpu:
     """A simulated device.
 
     Attributes:
-        calls: The driver's calls so far, by name.
+        calls: The driver's calls since `begin`, by name.
         hanging: Set once a thread waits for work that never ends; `release` ends its wait.
 
     Args:
         order: Whether a stream may do its next work although nobody waits for it.
         memory: Bytes that may be allocated at once.
-        fault: What goes wrong.
         keeps_values: Whether anything is computed, or only shapes, dtypes and devices kept.
     """
 
@@ -170,11 +169,9 @@ class Gpu:
         *,
         order: Order = latest,
         memory: int = 2**40,
-        fault: Fault | None = None,
         keeps_values: bool = True,
     ) -> None:
         self.calls: list[str] = []
-        self.fault = fault
         self.keeps_values = keeps_values
         self.hanging = threading.Event()
         self.free_bytes = memory
@@ -188,6 +185,7 @@ class Gpu:
         self._released = False
         self._broken: str | None = None
         self._time_ms = 0.0
+        self._fault: Fault | None = None
 
     def install(self, patch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
         """Puts itself in the place of `torch.cuda`'s functions, of which a CPU build has none."""
@@ -203,6 +201,11 @@ class Gpu:
         }.items():
             patch.setattr(torch.cuda, name, stand_in)
 
+    def begin(self, fault: Fault | None = None) -> None:
+        """Counts calls from here on, of which one may fail."""
+        self.calls.clear()
+        self._fault = fault
+
     def call(self, name: str) -> Kind | None:
         """Counts a call; returns what will be wrong with its work."""
         with self._changed:
@@ -210,13 +213,12 @@ class Gpu:
                 raise torch.AcceleratorError(self._broken)
             index = len(self.calls)
             self.calls.append(name)
-            if self.fault is None or self.fault.at != index:
-                return None
-            if self.fault.kind == "out of memory":
+            kind = None if self._fault is None or self._fault.at != index else self._fault.kind
+            if kind == "out of memory":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            if self.fault.kind == "sticky":
+            if kind == "sticky":
                 raise self._break("CUDA error: an illegal memory access was encountered")
-            return self.fault.kind
+            return kind
 
     def submit(
         self,

@@ -1,0 +1,227 @@
+"""Calls that share packs on a simulated GPU, which fails at each of its calls in turn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoder import PackResults, PackRunner, is_device_error
+from pipeline.block import Block, Levels
+from pipeline.shared_packs import SharedPacks
+from tests.support.simulated_cuda import SimulatedCuda, simulate
+from tests.support.simulated_gpu import Fault, Gpu, Kind, any_order, earliest, latest
+from tests.support.towers import SMALL, random_model
+
+CONFIG = replace(SMALL, depth=1)
+Grids = list[tuple[int, int, int]]
+# Two packs of a budget of 6 tokens; the first has patches of both kinds.
+CALL: Grids = [(1, 4, 4), (1, 2, 2), (2, 2, 2)]
+BUDGET = 6
+NO_ROOM = "one segment does not fit in memory"
+
+
+def block_of(seed: int, grids: Grids) -> Block:
+    random = np.random.default_rng(seed)
+    values = [588 * min(t, 2) for t, _, _ in grids]
+    return Block(
+        names=[f"item {n}" for n in range(len(grids))],
+        grids=[list(grid) for grid in grids],
+        patches=[
+            random.integers(0, 256, t * h * w * width, np.uint8)
+            for (t, h, w), width in zip(grids, values, strict=True)
+        ],
+        width=CONFIG.out_hidden_size,
+        merged=4,
+        keeps_tokens=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def expected() -> Callable[[int, tuple[tuple[int, int, int], ...]], Block]:
+    """Returns blocks encoded on the CPU, one segment at a time."""
+    found: dict[Any, Block] = {}
+    runner = PackRunner(random_model(CONFIG), device="cpu", keep_tokens=True)
+
+    def encode(seed: int, grids: tuple[tuple[int, int, int], ...]) -> Block:
+        if (seed, grids) not in found:
+            block = found[seed, grids] = block_of(seed, list(grids))
+            for index in range(len(block.segments)):
+                SharedPacks(runner, budget=1, calls=1)(block, [index])
+        return found[seed, grids]
+
+    return encode
+
+
+@dataclass
+class OnDevice:
+    """A runner whose packs are started, in whatever thread, on a simulated device."""
+
+    cuda: SimulatedCuda
+    runner: PackRunner
+    packs: list[int] = field(default_factory=list)
+
+    def start(
+        self, levels: list[Levels], sizes: list[tuple[int, int]]
+    ) -> list[tuple[slice, PackResults | None]]:
+        self.packs.append(len(sizes))
+        with self.cuda:
+            return self.runner.start(levels, sizes)
+
+    def synchronize(self) -> None:
+        self.runner.synchronize()
+
+
+@contextmanager
+def shared_packs(
+    gpu: Gpu, budget: int = BUDGET, calls: int = 1, fault: Fault | None = None
+) -> Iterator[SharedPacks]:
+    with pytest.MonkeyPatch.context() as patch:
+        cuda = simulate(gpu, patch)
+        model = cuda.put(random_model(CONFIG))
+        runner = PackRunner(model, device="cuda", keep_tokens=True)
+        gpu.begin(fault)
+        yield SharedPacks(OnDevice(cuda, runner), budget=budget, calls=calls)  # type: ignore[arg-type]
+        gpu.release()
+
+
+def assert_right(block: Block, whole: Block, lost: bool = False) -> None:
+    """Every item has its own results, or has failed for want of memory, if it may."""
+    failed = {*block.failures}
+    assert {failure.message for failure in block.failures.values()} <= {NO_ROOM}
+    assert lost or not failed
+    kept, tokens = block.without(failed)
+    _, whole_tokens = whole.without(failed)
+    np.testing.assert_allclose(block.vectors[kept], whole.vectors[kept], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(tokens, whole_tokens, rtol=1e-3, atol=1e-5)
+    assert block.finite.all()
+
+
+def run(
+    gpu: Gpu, whole: Block, grids: Grids = CALL, fault: Fault | None = None
+) -> Exception | None:
+    """One call; its results are right, or it raises."""
+    block = block_of(0, grids)
+    with shared_packs(gpu, fault=fault) as packs:
+        try:
+            packs(block, range(len(block.segments)))
+        except RuntimeError as error:
+            return error
+    assert_right(block, whole)
+    return None
+
+
+def calls_of(whole: Block, grids: Grids = CALL) -> list[str]:
+    gpu = Gpu()
+    assert run(gpu, whole, grids) is None
+    return gpu.calls
+
+
+def test_a_call_comes_back_right_and_waits_at_its_end_only(expected: Any) -> None:
+    calls = calls_of(expected(0, tuple(CALL)))
+    assert len(calls) > 100
+    waits = [name for name in calls if "synchronize" in name]
+    assert waits == ["synchronize an event"] * 2
+
+
+# Waiting and looking at a clock take no memory.
+TAKES_NO_MEMORY = ("synchronize an event", "elapsed time", "synchronize the device")
+
+
+def test_memory_that_runs_out_at_any_call_costs_no_item(expected: Any) -> None:
+    whole = expected(0, tuple(CALL))
+    for at, name in enumerate(calls_of(whole)):
+        if name in TAKES_NO_MEMORY:
+            continue
+        gpu = Gpu(order=any_order(at))
+        error = run(gpu, whole, fault=Fault(at, "out of memory"))
+        assert error is None, (at, name)
+        assert "empty cache" in gpu.calls, (at, name)
+
+
+SHORT: Grids = [(1, 2, 4), (1, 2, 2)]
+
+
+@pytest.mark.parametrize("kind", ["sticky", "late"])
+def test_a_broken_device_at_any_call_is_a_device_error_and_no_result(
+    expected: Any, kind: Kind
+) -> None:
+    whole = expected(0, tuple(SHORT))
+    raised = 0
+    for at, name in enumerate(calls_of(whole, SHORT)):
+        for order in (latest, earliest):
+            error = run(Gpu(order=order), whole, SHORT, Fault(at, kind))
+            raised += error is not None
+            assert error is None or is_device_error(error), (at, name)
+            assert error is not None or kind == "late", (at, name)
+            # What was asked after the last wait may break unnoticed by this call.
+    assert raised > 100
+
+
+def test_what_hangs_holds_up_only_whoever_waits_for_it(expected: Any) -> None:
+    whole = expected(0, tuple(SHORT))
+    hung = 0
+    for at, name in enumerate(calls_of(whole, SHORT)):
+        gpu, found = Gpu(), []
+
+        def work(gpu: Gpu = gpu, found: list[Any] = found, fault: Fault = Fault(at, "hang")) -> None:
+            found.append(run(gpu, whole, SHORT, fault))
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        while thread.is_alive() and not gpu.hanging.wait(0.001):
+            pass
+        if gpu.hanging.is_set():
+            hung += 1
+            assert not found
+            assert gpu.calls[-1] == "synchronize an event", (at, name)
+            gpu.release()
+        thread.join(30)
+        assert len(found) == 1
+        if gpu.hanging.is_set():
+            assert found[0] is not None and is_device_error(found[0])
+        else:
+            assert found[0] is None
+    assert hung > 50
+
+
+grids_of_a_call = st.lists(
+    st.tuples(st.integers(1, 3), st.sampled_from([2, 4]), st.sampled_from([2, 4, 6])),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.lists(grids_of_a_call, min_size=1, max_size=4),
+    st.integers(1, 20),
+    st.integers(0, 2**16),
+    st.sampled_from([2**40, 2**22, 2**20, 2**19]),
+)
+def test_calls_at_once_come_back_right_under_any_order_and_memory(
+    expected: Any, calls: list[Grids], budget: int, seed: int, memory: int
+) -> None:
+    gpu = Gpu(order=any_order(seed))
+    blocks = [block_of(call, grids) for call, grids in enumerate(calls)]
+    with shared_packs(gpu, budget=budget, calls=len(blocks)) as packs:
+        gpu.free_bytes = memory
+        threads = [
+            threading.Thread(target=packs, args=(block, range(len(block.segments))), daemon=True)
+            for block in blocks
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+    for call, (block, grids) in enumerate(zip(blocks, calls, strict=True)):
+        assert_right(block, expected(call, tuple(grids)), lost=memory < 2**40)
