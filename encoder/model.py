@@ -25,7 +25,7 @@ from encoder.device_errors import is_device_error
 from encoder.grids import read_grids
 from encoder.linear import linear
 from encoder.patch_embed import PatchEmbed
-from encoder.positions import GridTables, PositionTables, interpolate_positions
+from encoder.positions import PositionTables, interpolate_positions
 
 # Products of fewer rows take another kernel of BLAS, whose rounding alone sets a token apart from
 # itself in a larger pack by 1.5e-6. Blocks have a row a patch: four, where 2 x 2 make a token.
@@ -292,15 +292,13 @@ class Glm4vVisionModel(nn.Module):
         self, grids: list[tuple[int, int, int]], device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Segments]:
         """Returns position embedding [N, D], rotary tables [N, R] twice, and the segments."""
-        shapes = [(height, width) for t, height, width in grids for _ in range(t)]
-        found = {shape: self._tables.get(*shape, device) for shape in dict.fromkeys(shapes)}
-        columns = zip(*(found[shape] for shape in shapes), strict=True)
-        tables = GridTables(*(torch.cat(column) for column in columns))
+        sizes = [(height, width) for t, height, width in grids for _ in range(t)]
+        tables = self._tables.of(sizes, device)
         return (
             interpolate_positions(self.embeddings.position_embedding.weight.float(), tables),
-            tables.cos_SR,
-            tables.sin_SR,
-            Segments.of([h * w for h, w in shapes], device, self._attention),
+            tables.cos_NR,
+            tables.sin_NR,
+            Segments.of([h * w for h, w in sizes], device, self._attention),
         )
 
     def _downsample(self, x_ND: torch.Tensor) -> torch.Tensor:

@@ -36,8 +36,8 @@ _CALLS = 2
 _FILES = _FRAMES = 2
 # Patches of a pack that a GPU's actor holds: laid out, on their way, and handed back for reuse.
 _PINNED = 3
-# Patches whose tables of positions an encoder keeps.
-_TABLES = 2**18
+# Places along sides of which an encoder keeps tables of positions.
+_TABLES = 2**15
 # What a claim is for. Files and frames that are larger come alone, and rarely to all actors of a
 # machine at once: what an actor may hold of them would keep most others off it for nothing.
 _ORDINARY_BYTES = 32 * 2**20
@@ -129,7 +129,8 @@ def encode_bytes(
     if config.device == "cuda":
         held = _CUDA_IMPORTS + _PINNED * patches * tower.patch_dim
     else:
-        tables = 4 * _TABLES * (tower.head_dim + 32)  # Sines, cosines; 16 places and weights.
+        # Twice 16 places and weights; sines and cosines of a quarter of a head each.
+        tables = _TABLES * (384 + 2 * tower.head_dim)
         held = weight_bytes(tower, config.dtype) + tables + patches * patch_bytes(tower)
     return _ENCODE_IMPORTS + held + config.calls * _result_bytes(config, tower, options)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder import PRESETS
-from encoder.positions import _MAX_CACHED_PATCHES
+from encoder.positions import _MAX_CACHED_PLACES
 from pipeline import budgets
 from pipeline.budgets import (
     claims,
@@ -82,7 +82,7 @@ def test_an_encoder_on_a_cpu_by_hand() -> None:
     tower = PRESETS["tiny"]
     pixels = 10_000 * 14 * 14
     found = encode_bytes(encode(), tower, preprocess().options, segment_pixels=pixels)
-    weights, tables, vectors = 8_006_144, 4 * 2**18 * 64, 16 * 256 * 320
+    weights, tables, vectors = 8_006_144, 2**15 * (384 + 64), 16 * 256 * 320
     expected = 400 * MIB + weights + tables + 10_000 * patch_bytes(tower) + vectors
     assert found == pytest.approx(expected, rel=1e-3)
     # A pack of the budget's 1,024 tokens, of four patches each, is larger than such a segment.
@@ -105,7 +105,7 @@ def test_the_arithmetic_has_the_numbers_of_those_who_hold_the_memory() -> None:
     assert (budgets._FILES, budgets._FRAMES, budgets._TABLES) == (
         BUFFERS,
         SLOTS,
-        _MAX_CACHED_PATCHES,
+        _MAX_CACHED_PLACES,
     )
 
 
