@@ -70,19 +70,17 @@ class SimulatedCuda(TorchDispatchMode):
         self._shapes = FakeTensorMode(allow_non_fake_inputs=True)
 
     def put(self, model: Glm4vVisionModel) -> Glm4vVisionModel:
-        """Moves a model to the device, in place; parameters of `meta` get no values there."""
-        before, self.may_wait = self.may_wait, True
+        """Returns a copy of a model on the device; parameters of `meta` get no values there."""
+        state = {}
+        for name, x in model.state_dict().items():
+            state[name] = self._new(x.size(), x.stride(), x.dtype)
+            if not x.is_meta:
+                _value(state[name]).copy_(x)
+        dtype = model.downsample.weight.dtype
+        found = Glm4vVisionModel(model.config, device="meta", dtype=dtype)
         with self:
-            state = {
-                name: torch.empty(x.shape, dtype=x.dtype, device="cuda")
-                if x.is_meta
-                else x.to("cuda")
-                for name, x in model.state_dict().items()
-            }
-            model.load_state_dict(state, assign=True)
-        self.may_wait = before
-        self.operations.clear()
-        return model.eval().requires_grad_(False)
+            found.load_state_dict(state, assign=True)
+        return found.eval().requires_grad_(False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -173,15 +171,13 @@ class SimulatedCuda(TorchDispatchMode):
             out = self._on_device(aten._to_copy.default, (x,), options, [x])
             assert isinstance(out, torch.Tensor)
             return out
-        with self._shapes:
-            out = torch.empty_like(x, dtype=dtype, device=target)
+        shape = torch.empty_like(x, dtype=dtype, device="meta")  # Its strides are of x or dense.
         if target.type == "cuda":
-            out.simulated_block = self._allocated(out)
+            out: torch.Tensor = self._new(shape.size(), shape.stride(), shape.dtype)
         else:
-            # PyTorch pins what a copy that nobody waits for goes to.
-            out = torch.empty_strided(out.size(), out.stride(), dtype=out.dtype, device="cpu")
+            out = torch.empty_strided(shape.size(), shape.stride(), dtype=shape.dtype, device="cpu")
             poison(out)
-            if non_blocking:
+            if non_blocking:  # PyTorch pins what a copy that nobody waits for goes to.
                 self.gpu.pin(out)
         return self._copied(out, x, non_blocking)
 
@@ -189,6 +185,8 @@ class SimulatedCuda(TorchDispatchMode):
         self, to: torch.Tensor, x: torch.Tensor, non_blocking: bool = False
     ) -> torch.Tensor:
         """Copies from the one side to the other."""
+        if not x.numel():
+            return to
         host = x if isinstance(to, FakeTensor) else to
         waits = not (non_blocking and self.gpu.is_pinned(host))
         if waits and not self.may_wait:
@@ -205,6 +203,13 @@ class SimulatedCuda(TorchDispatchMode):
         if waits:
             self.gpu.finish(stream)
         return to
+
+    def _new(self, size: Any, stride: Any, dtype: torch.dtype) -> FakeTensor:
+        with self._shapes:
+            found = torch.empty_strided(size, stride, dtype=dtype, device="cuda")
+        assert isinstance(found, FakeTensor)
+        found.simulated_block = self._allocated(found)
+        return found
 
     def _allocated(self, fake: torch.Tensor) -> Block:
         size = fake.untyped_storage().nbytes() // fake.dtype.itemsize
