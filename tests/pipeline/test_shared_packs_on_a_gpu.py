@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,13 +159,11 @@ def test_a_device_that_breaks_at_any_call_gives_an_error_and_no_result(
 def test_what_hangs_holds_up_whoever_waits_for_it_and_nobody_else(expected: Any) -> None:
     whole = expected(0, tuple(SMALLEST))
     for at, name in enumerate(calls_of(whole, SMALLEST)):
-        gpu, found = Gpu(order=any_order(at)), []
-
-        def work(
-            gpu: Gpu = gpu, found: list[Any] = found, fault: Fault = Fault(at, "hang")
-        ) -> None:
-            found.append(run(gpu, whole, SMALLEST, fault))
-
+        gpu = Gpu(order=any_order(at))
+        found: list[Exception | None] = []
+        work = lambda at=at, gpu=gpu, found=found: found.append(  # noqa: E731
+            run(gpu, whole, SMALLEST, Fault(at, "hang"))
+        )
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         while thread.is_alive() and not gpu.hanging.wait(0.001):
@@ -180,6 +177,38 @@ def test_what_hangs_holds_up_whoever_waits_for_it_and_nobody_else(expected: Any)
         (error,) = found
         assert (error is not None) == gpu.hanging.is_set()
         assert error is None or is_device_error(error)
+
+
+def test_a_pack_that_hangs_corrupts_no_other_calls_results(expected: Any) -> None:
+    """Three calls, a pack each: that of the second hangs, and the third's is behind it."""
+    grids = [SMALLEST, TWO, SMALLEST]
+    blocks = [block_of(call, own) for call, own in enumerate(grids)]
+    alone = len(calls_of(expected(0, tuple(SMALLEST)), SMALLEST))
+    gpu, raised = Gpu(), {}
+    with shared_packs(gpu, calls=1, fault=Fault(alone + 40, "hang")) as packs:
+
+        def call(n: int) -> None:
+            try:
+                packs(blocks[n], range(len(blocks[n].segments)))
+            except RuntimeError as error:
+                raised[n] = error
+
+        call(0)
+        threads = [threading.Thread(target=call, args=(n,), daemon=True) for n in (1, 2)]
+        threads[0].start()
+        assert gpu.hanging.wait(30)
+        threads[1].start()
+        threads[1].join(0.2)
+        assert all(thread.is_alive() for thread in threads) and not raised
+        gpu.release()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+    assert_right(blocks[0], expected(0, tuple(SMALLEST)))
+    assert sorted(raised) == [1, 2]
+    assert all(is_device_error(error) for error in raised.values())
+    for block in blocks[1:]:
+        assert not block.vectors.any() and not block.tokens.any() and not block.failures
 
 
 grids_of_a_call = st.lists(

@@ -229,7 +229,7 @@ def simulate(
     to = torch.Tensor.to
     patch.setattr(torch.Tensor, "to", lambda x, *a, **k: to(x, *map(_indexed, a), **_indexed(k)))
     # Indexing asks for CUDA's device guard, which a CPU build has none of.
-    patch.setattr(FakeTensor, "__getitem__", _get)
+    patch.setattr(FakeTensor, "__getitem__", get_item)
     patch.setattr(FakeTensor, "record_stream", _record_stream)
     # These wait, and some ask for the device guard before they say so.
     for name in (
@@ -267,7 +267,7 @@ def _record_stream(x: FakeTensor, stream: Stream) -> None:
     _block(x).record_stream(stream)
 
 
-def _get(x: torch.Tensor, at: Any) -> torch.Tensor:
+def get_item(x: torch.Tensor, at: Any) -> torch.Tensor:
     """Indexing with whole numbers, slices, `None`, an ellipsis and tensors, by single views."""
     at = at if isinstance(at, tuple) else (at,)
     if Ellipsis in [a for a in at if not isinstance(a, torch.Tensor)]:
