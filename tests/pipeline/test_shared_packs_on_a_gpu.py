@@ -185,7 +185,7 @@ def test_a_pack_that_hangs_corrupts_no_other_calls_results(expected: Any) -> Non
     blocks = [block_of(call, own) for call, own in enumerate(grids)]
     alone = len(calls_of(expected(0, tuple(SMALLEST)), SMALLEST))
     gpu, raised = Gpu(), {}
-    with shared_packs(gpu, calls=1, fault=Fault(alone + 40, "hang")) as packs:
+    with shared_packs(gpu, calls=2, fault=Fault(alone + 40, "hang")) as packs:
 
         def call(n: int) -> None:
             try:
