@@ -28,6 +28,8 @@ bench: $(VENV)/.bench $(PEERS)/.ready
 	$(PEERS)/bin/python -m benchmarks.video
 	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.driver
+	$(BIN)/python -m benchmarks.packs
 	$(BIN)/python -m benchmarks.decoder_process
 	$(BIN)/python -m benchmarks.safety
 	$(BIN)/python -m benchmarks.tune_peers

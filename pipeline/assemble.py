@@ -1,9 +1,9 @@
 """The end of the stream: blocks in, in any order; each shard committed once all of it is there.
 
-The driver holds references to blocks, never the vectors in them. Whose a block is, the task that
-made it has told the counter beside the driver: a task beside the block, to look into it, would
-often be a process to start. The engine's output is read in a thread, so that the main one hears
-of everything at once: blocks, ends of tasks, and signals.
+The driver holds references to blocks, never the vectors in them. The task that made a block has
+told the counter beside the driver which shard it is of; the driver asks for all new blocks at once.
+The engine's output is read in a thread, so that the main one hears of everything at once: blocks,
+ends of tasks, and signals.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
 
-from pipeline.commit import CommitConfig, commit_blocks
+from pipeline import schema
+from pipeline.cluster import Workers
+from pipeline.commit import CommitConfig, commit_shard
+from pipeline.commit_pace import CommitPace
 from pipeline.errors import InternalError, LostError
+from pipeline.marker import Marker
 from pipeline.progress import Counts
 
 # Commits wait for storage, not for a CPU, and outlive their machines.
@@ -32,24 +38,32 @@ _OPTIONS: dict[str, Any] = {
     "max_retries": -1,
     "retry_exceptions": [ray.exceptions.RaySystemError],
 }
+# The engine hands out blocks ten times a second.
+_ASK_S = 0.1
 
-# What the main thread does next; a marker is passed on.
-_Event = Callable[[], bytes | None]
+
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """A committed shard: its marker, whoever decided it, and the node that looked at it last."""
+
+    marker: Marker
+    node: str
+
+
+# What the main thread does next; a committed shard is passed on.
+_Event = Callable[[], Committed | None]
 
 
 def committed(
-    encoded: ray.data.Dataset, config: CommitConfig, progress: ActorHandle[Any], *, at_once: int
-) -> Iterator[bytes]:
+    encoded: ray.data.Dataset, config: CommitConfig, progress: ActorHandle[Any], workers: Workers
+) -> Iterator[Committed]:
     """Runs the stream to its end and commits its shards, each as soon as it is whole.
 
     Args:
         encoded: Blocks of `schema.encoded` rows, each of one shard.
         config: Where to, and how many rows each shard has.
-        progress: The `ProgressCounter` that is told by `tell_shard`.
-        at_once: The most commits that run at once.
-
-    Yields:
-        A committed shard's marker as JSON, whoever decided it.
+        progress: The `ProgressCounter` that knows the blocks' shards.
+        workers: How many commits may run at once.
 
     Raises:
         LostError: Blocks went with a machine, and cannot be made again.
@@ -58,28 +72,37 @@ def committed(
     """
     # Waits for the first block. `iter_internal_ref_bundles` gives nothing to stop the engine by.
     bundles, _, executor = encoded._execute_to_iterator()
-    assembly = _Assembly(config, progress, at_once)
+    assembly = _Assembly(config, progress, CommitPace(workers.commits, workers.most_commits))
     threading.Thread(target=assembly.read, args=(bundles,), name="blocks", daemon=True).start()
     try:
-        yield from assembly.markers()
+        yield from assembly.committed()
     finally:
         if executor is not None:
             executor.shutdown(force=False)
         assembly.cancel()
 
 
+def commit_blocks(config: CommitConfig, *blocks: pa.Table) -> Committed:
+    """Commits a shard, of which these are all the blocks, in a task of Ray."""
+    in_order = sorted(blocks, key=lambda block: block[schema.PLACE.name][0].as_py())
+    marker = Marker.from_json(commit_shard(pa.concat_tables(in_order), config))
+    return Committed(marker=marker, node=ray.get_runtime_context().get_node_id())
+
+
 class _Assembly:
     """Which blocks of which shard are there, and which commits are under way."""
 
-    def __init__(self, config: CommitConfig, progress: ActorHandle[Any], at_once: int) -> None:
-        self._at_once = at_once
+    def __init__(self, config: CommitConfig, progress: ActorHandle[Any], pace: CommitPace) -> None:
+        self._pace = pace
         self._rows_of = config.rows
         self._config = ray.put(config)
         self._commit: Any = ray.remote(**_OPTIONS)(commit_blocks)
         self._progress = progress
         self._events: SimpleQueue[_Event] = SimpleQueue()
         self._ended = False
-        self._asked = 0
+        self._new: list[Any] = []
+        self._new_since = 0.0
+        self._asking = False
         self._blocks: defaultdict[str, list[Any]] = defaultdict(list)
         self._rows: Counter[str] = Counter()
         self._whole: deque[str] = deque()
@@ -96,12 +119,16 @@ class _Assembly:
         else:
             self._events.put(self._end)
 
-    def markers(self) -> Iterator[bytes]:
+    def committed(self) -> Iterator[Committed]:
         """Does what is to be done until nothing is left."""
-        while not self._ended or self._asked or self._commits:
-            marker = self._events.get()()
-            if marker is not None:
-                yield marker
+        while not self._ended or self._new or self._asking or self._commits:
+            try:
+                event = self._events.get(timeout=self._ask_in_s())
+            except Empty:
+                self._ask()
+                continue
+            if (done := event()) is not None:
+                yield done
         if self._blocks:
             raise InternalError(f"rows of {sorted(self._blocks)[:4]} were lost on their way")
 
@@ -111,7 +138,9 @@ class _Assembly:
             for ref in self._commits:
                 ray.cancel(ref)
 
-    def _after(self, ref: ray.ObjectRef[Any], then: Callable[[Future[Any]], bytes | None]) -> None:
+    def _after(
+        self, ref: ray.ObjectRef[Any], then: Callable[[Future[Any]], Committed | None]
+    ) -> None:
         def ended(result: Future[Any]) -> None:  # In a thread of Ray's.
             self._events.put(partial(then, result))
 
@@ -123,32 +152,47 @@ class _Assembly:
         self._ended = True
 
     def _came(self, block: Any) -> None:
-        self._asked += 1
-        answer: Any = self._progress.shard_of.remote(block.ref.task_id().hex())
-        self._after(answer, partial(self._sort_in, block))
+        if not self._new:
+            self._new_since = time.monotonic()
+        self._new.append(block)
 
-    def _sort_in(self, block: Any, answer: Future[str]) -> None:
-        self._asked -= 1
-        shard = answer.result()
-        self._blocks[shard].append(block.ref)
-        self._rows[shard] += block.metadata.num_rows
-        if self._rows[shard] == self._rows_of[shard]:
-            del self._rows[shard]
-            self._whole.append(shard)
-            self._commit_next()
+    def _ask_in_s(self) -> float | None:
+        """Seconds until the shards of new blocks are asked for: many blocks share a question."""
+        if not self._new or self._asking:
+            return None
+        return max(0.0, self._new_since + _ASK_S - time.monotonic())
+
+    def _ask(self) -> None:
+        blocks, self._new = self._new, []
+        self._asking = True
+        tasks = [block.ref.task_id().hex() for block in blocks]
+        answer: Any = self._progress.shards_of.remote(tasks)
+        self._after(answer, partial(self._sort_in, blocks))
+
+    def _sort_in(self, blocks: list[Any], answer: Future[list[str]]) -> None:
+        self._asking = False
+        for block, shard in zip(blocks, answer.result(), strict=True):
+            self._blocks[shard].append(block.ref)
+            self._rows[shard] += block.metadata.num_rows
+            if self._rows[shard] == self._rows_of[shard]:
+                del self._rows[shard]
+                self._whole.append(shard)
+                self._pace.shard_is_whole(time.monotonic())
+        self._commit_next()
 
     def _commit_next(self) -> None:
-        while self._whole and len(self._commits) < self._at_once:
+        while self._whole and len(self._commits) < self._pace.at_once:
             shard = self._whole.popleft()
             ref = self._commit.remote(self._config, *self._blocks.pop(shard))
             self._commits.add(ref)
             self._after(ref, partial(self._committed, ref, shard, time.monotonic()))
 
     def _committed(
-        self, ref: ray.ObjectRef[bytes], shard: str, began: float, result: Future[bytes]
-    ) -> bytes:
+        self, ref: ray.ObjectRef[Any], shard: str, began: float, result: Future[Committed]
+    ) -> Committed:
         self._commits.remove(ref)
         took_s = time.monotonic() - began
+        self._pace.commit_took(took_s)
         counts = Counts(committed=self._rows_of[shard], commits=1, commit_s=took_s)
         self._progress.add.remote(counts)
         self._commit_next()

@@ -16,6 +16,7 @@ under way in the process; a block that was there by chance is done more slowly, 
 from __future__ import annotations
 
 import socket
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from pipeline.errors import DeviceError
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+
+    from pipeline.notes import Ended
+    from pipeline.progress import Counts
 
 # A task that was under way at so many ends is suspected, or, if it was alone, found guilty.
 MOST_DEATHS = 2
@@ -113,6 +117,9 @@ class OwnAttempts:
         self._attempts = attempts
         self._actor = context.get_actor_id()
         node = f"{socket.gethostname()} ({context.get_node_id()[:8]})"
+        self._lock = threading.Lock()
+        self._ended: list[Ended] = []
+        self._under_way = 0
         self.device = f"{node} gpu {','.join(gpus)}" if gpus else f"{node} cpu"
 
     def start(self) -> None:
@@ -128,6 +135,31 @@ class OwnAttempts:
                 "again"
             )
 
+    def begin_block(self, name: str, shard: str) -> int:
+        """Notes that this process works on a block, which the calling task of Ray makes.
+
+        Returns:
+            The processes that ended amid it so far.
+        """
+        import ray  # noqa: PLC0415
+
+        with self._lock:
+            ended, self._ended = self._ended, []
+            self._under_way += 1
+        task = ray.get_runtime_context().get_task_id()
+        deaths: int = self._ask("begin_block", self._actor, name, task, shard, ended)
+        return deaths
+
+    def end_block(self, name: str, counts: Counts, *, embedded: bool) -> None:
+        """Notes that a block is done: with the next call, or now where no other is under way."""
+        with self._lock:
+            self._ended.append((name, embedded, counts.to_plain()))
+            self._under_way -= 1
+            if self._under_way:
+                return
+            ended, self._ended = self._ended, []
+        self._attempts.end_blocks.remote(self._actor, ended)
+
     def begin(self, task: str) -> int:
         """Notes that this process works on `task`; returns the ends that came amid it so far."""
         deaths: int = self._ask("begin", self._actor, task)
@@ -136,6 +168,11 @@ class OwnAttempts:
     def done(self, task: str, *, embedded: bool) -> None:
         """Notes that `task` is done. Nobody waits: what this process says comes in order."""
         self._attempts.done.remote(self._actor, task, embedded=embedded)
+
+    def run_counts(self) -> Counts:
+        """The sums of the whole run so far."""
+        counts: Counts = self._ask("snapshot")
+        return counts
 
     def report(self, reason: str) -> None:
         """Notes why this process is about to end itself."""

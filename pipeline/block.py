@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from encoder import segments_of
 from pipeline.config import Pool
 
 Levels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating[Any]]
 Vectors = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.float16]
 
@@ -82,6 +85,11 @@ class Block:
         """Where an item's segments are among all."""
         return slice(self._firsts[item], self._firsts[item + 1])
 
+    def values(self, index: int) -> int:
+        """Values of each of a segment's patches."""
+        item = self.segments[index].item
+        return len(self.patches[item]) // math.prod(self.grids[item])
+
     def levels(self, index: int) -> Levels:
         """A segment's patches, uint8 [patches, values]: a view."""
         segment = self.segments[index]
@@ -108,10 +116,13 @@ class Block:
         self.tokens[start : start + self.lengths[index]] = tokens
         self.finite[index] = finite.all()
 
-    def pooled(self, pool: Pool) -> npt.NDArray[np.float64]:
-        """The items' vectors [items, D]; an item's segments are all of one length."""
+    def pooled(self, pool: Pool) -> Floats:
+        """The items' vectors [items, D]; an item's segments are all of one length.
+
+        Float32 where each item has one segment: then they are the segments' own. Else float64.
+        """
         if len(self.segments) == len(self.grids):
-            return self.vectors.astype(np.float64)
+            return self.vectors
         out = np.zeros((len(self.grids), self.width))
         with np.errstate(invalid="ignore"):  # What is not finite is told apart later.
             for item, vector in enumerate(out):

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # Files that a call of a preprocessing actor reads ahead: few enough that its memory stays small
 # beside its output. A larger one is read alone.
 FETCHED_BYTES: Final = 64 * 2**20
-# Patches of a block, with the largest item in every row: a call's output is one block. An item
-# that may be larger has one of its own.
+# Patches that a call of a preprocessing actor passes on as a block as soon as it has them, whatever
+# its items are. A clip that may have more has a block of its own.
 BLOCK_BYTES: Final = 64 * 2**20
 
 # Measured: imports, and what threads and allocators keep beside what is counted here.
@@ -31,7 +31,8 @@ _DECODER_IMPORTS = 64 * 2**20  # Of the template and of the process that it fork
 _ENCODE_IMPORTS = 400 * 2**20
 # Not measured: CUDA's libraries, and a compiler's.
 _CUDA_IMPORTS = 2 * 2**30
-# A preprocessing actor's calls at once; files and frames that it shares with its decoder process.
+# A preprocessing actor's calls at once, for each of its decoder processes; files and frames that it
+# shares with that.
 _CALLS = 2
 _FILES = _FRAMES = 2
 # Patches of a pack that a GPU's actor holds: laid out, on their way, and handed back for reuse.
@@ -89,15 +90,20 @@ def claims(preprocess: PreprocessConfig, encode: EncodeConfig, tower: Glm4vVisio
 def preprocess_bytes(config: PreprocessConfig) -> PreprocessBytes:
     """What a preprocessing actor may hold, whatever its files are."""
     file, frame = config.limits.max_file_bytes, 3 * config.limits.max_source_pixels
-    # Of images, one call joins its items' patches while another's are on their way into the object
-    # store; what is alone in its block is not copied.
-    alone = max(config.item_bytes, config.clip_bytes)
-    patches = max((_CALLS + 1) * BLOCK_BYTES, _CALLS * alone)
+    # A call joins its images' patches while another's are on their way into the object store; what
+    # is alone in its block is not copied.
+    most = max(config.item_bytes, config.clip_bytes)
+    block = BLOCK_BYTES + config.item_bytes
+    decoders, calls = config.decoders, _CALLS * config.decoders
+    patches = max((calls + decoders) * block, calls * most)
     return PreprocessBytes(
         # The parts that a file comes in from S3 are joined. Of a frame, one side is resized first.
-        own=_PREPROCESS_IMPORTS + _CALLS * (max(FETCHED_BYTES, file) + file) + frame + patches,
-        shared=_FILES * file + _FRAMES * frame,
-        decoder=_DECODER_IMPORTS + config.limits.decoder_memory_bytes,
+        own=_PREPROCESS_IMPORTS
+        + calls * (max(FETCHED_BYTES, file) + file)
+        + decoders * frame
+        + patches,
+        shared=decoders * (_FILES * file + _FRAMES * frame),
+        decoder=decoders * (_DECODER_IMPORTS + config.limits.decoder_memory_bytes),
     )
 
 

@@ -1,6 +1,6 @@
 """The whole pipeline on one screen.
 
-    manifest rows, shard by shard      tasks       a few rows a block, a clip alone
+    manifest rows, shard by shard      tasks       a block of rows as large as patches allow
       -> Preprocess                    CPU actors  uri -> uint8 patches, grid_thw | error
       -> Encode                        GPU actors  packs -> vectors | error
       -> one commit a shard            tasks       objects, then the marker -> its JSON
@@ -9,13 +9,14 @@ Every row in is one row out of every stage, and a block holds rows of one shard 
 keeps blocks in order: while one waits for a long clip, the others go on, and so do later shards,
 up to the window. A shard is committed once all of its rows are there. Blocks of several rows
 reach Preprocess as one nested row each: the engine can cut a stream after every row, but not
-where we please.
+where we please. Preprocess makes several blocks of one whose patches turn out to be too many.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -28,19 +29,23 @@ import ray.data
 from ray.actor import ActorHandle
 
 from pipeline import schema
-from pipeline.assemble import committed
+from pipeline.assemble import Committed, committed
 from pipeline.budgets import BLOCK_BYTES
+from pipeline.call_sizes import CallLimits, cut
 from pipeline.cluster import Workers
 from pipeline.commit import CommitConfig
+from pipeline.config import ComputeDevice
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.manifest import Shard, read_shard
-from pipeline.marker import Marker
 from pipeline.one_machine import is_known_ray
 from pipeline.preprocess import Preprocess, PreprocessConfig
+from pipeline.progress import Counts, StillSizes
 
-_BLOCK_ROWS = 128
-# A run's first block: nothing is encoded before it is through, so it is soon.
-_FIRST_BLOCK_ROWS = 8
+# The most rows of a call. On a CPU one of thumbnails takes seconds, and more rows would leave one
+# actor at work when the others have nothing left; to a GPU's driver each call is 5 ms of work.
+_CALL_ROWS: dict[ComputeDevice, int] = {"cpu": 128, "cuda": 512}
+# Of a run's first: nothing is encoded before it is through, so it is soon.
+_FIRST_CALL_ROWS = 8
 # How often a source task asks whether its shard may start.
 _GATE_S = 0.5
 # Actors hold at most this many blocks: the two they work on, and one queued for them, so that
@@ -48,19 +53,33 @@ _GATE_S = 0.5
 _IN_FLIGHT = 3
 
 
-def block_rows(items: int, workers: Workers) -> int:
-    """The most rows of a block: few enough to give every actor its share."""
-    return max(1, min(_BLOCK_ROWS, -(-items // (4 * workers.preprocess))))
+def call_limits(
+    items: int, workers: Workers, device: ComputeDevice, preprocess: PreprocessConfig
+) -> CallLimits:
+    """What bounds the rows of a call: few enough to give every actor its share."""
+    share = -(-items // (4 * workers.decoders))
+    rows = max(1, min(_CALL_ROWS[device], share))
+    return CallLimits.of(preprocess, rows=rows, first_rows=min(_FIRST_CALL_ROWS, rows))
 
 
-def window(rows_a_block: int, shard_rows: int, workers: Workers, *, calls: int) -> int:
+def window(rows: int, shard_rows: int, workers: Workers, *, calls: int) -> int:
     """Shards that may be under way: enough to fill every actor, and one to follow on.
 
-    Blocks of large items have fewer than `rows_a_block`: then there are shards to spare for the
-    others to go on with, while long clips keep some open. Encoders take `calls` at once.
+    Args:
+        rows: That an actor is expected to take at once. Where some items are larger, shards are
+            left for the others to go on with while long clips keep some open.
+        shard_rows: Of a shard.
+        workers: How many actors there are.
+        calls: That an encoder takes at once.
     """
-    blocks = workers.preprocess * _IN_FLIGHT + workers.encode * _in_flight(calls)
-    return 2 + -(-blocks * rows_a_block // shard_rows)
+    preprocess = workers.preprocess * _in_flight(_preprocess_calls(workers))
+    blocks = preprocess + workers.encode * _in_flight(calls)
+    return 2 + -(-blocks * rows // shard_rows)
+
+
+def _preprocess_calls(workers: Workers) -> int:
+    """Calls at once of a preprocessing actor: a decoder's own, and one that fetches meanwhile."""
+    return 2 * workers.decoders_an_actor
 
 
 def _in_flight(calls: int) -> int:
@@ -71,25 +90,24 @@ def _in_flight(calls: int) -> int:
 def run(
     shards: list[Shard],
     *,
-    rows_a_block: int,
+    limits: CallLimits,
     preprocess: PreprocessConfig,
     encode: EncodeConfig,
     commit: CommitConfig,
     workers: Workers,
-    progress: ActorHandle[Any],
-    attempts: ActorHandle[Any],
-) -> Generator[Marker, None, None]:
-    """Embeds and commits `shards`; yields each one's marker once it is written, in any order."""
+    notes: ActorHandle[Any],
+) -> Generator[Committed, None, None]:
+    """Embeds and commits `shards`; yields each once it is committed, in any order."""
     _configure()
-    rows = _source(shards, commit.output, rows_a_block, preprocess, progress)
-    # One block in, one block out. `memory` also keeps the engine from fusing this with the
-    # source, which would make one call of a whole shard.
+    rows = _source(shards, commit.output, limits, workers.source_tasks, notes)
+    # One block in; one block out, or several. `memory` also keeps the engine from fusing this with
+    # the source, which would make one call of a whole shard.
     patches = rows.map_batches(
         Preprocess,
-        fn_constructor_args=(preprocess, progress),
+        fn_constructor_args=(preprocess, notes),
         batch_size=None,
         batch_format="pyarrow",
-        compute=_actors(workers.preprocess, calls=2),
+        compute=_actors(workers.preprocess, calls=_preprocess_calls(workers)),
         num_cpus=workers.preprocess_cpus,
         memory=workers.preprocess_bytes,
     )
@@ -97,7 +115,7 @@ def run(
     # GPU without a batch size, and with one it joins blocks, whose rows would be several shards'.
     vectors = patches.map_batches_internal(
         Encode,
-        fn_constructor_args=(encode, progress, attempts),
+        fn_constructor_args=(encode, notes),
         batch_size=None,
         batch_format="pyarrow",
         compute=_actors(workers.encode, calls=encode.calls),
@@ -106,15 +124,16 @@ def run(
         memory=workers.encode_bytes,
     )
     # Many blocks in, one marker a shard out.
-    for json in committed(vectors, commit, progress, at_once=workers.commits):
-        marker = Marker.from_json(json)
-        progress.commit.remote(marker.shard)
-        yield marker
+    for done in committed(vectors, commit, notes, workers):
+        notes.commit.remote(done.marker.shard)
+        yield done
 
 
 def _configure() -> None:
     context = ray.data.DataContext.get_current()
-    context.target_max_block_size = None  # A call's output is one block, replayed or not.
+    # A block that `Preprocess` passes on is one block of the engine: it holds back what is smaller,
+    # until the call ends, and cuts what is half as large again.
+    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # Its thread in every call tells nobody anything.
     context.raise_original_map_exception = True
@@ -128,26 +147,19 @@ def _configure() -> None:
 def _source(
     shards: list[Shard],
     output: str,
-    rows_a_block: int,
-    limits: PreprocessConfig,
+    limits: CallLimits,
+    tasks: int,
     progress: ActorHandle[Any],
 ) -> ray.data.Dataset:
-    """The shards' manifest rows, a few a block: one task at a time, as the gate opens."""
+    """The shards' manifest rows, cut into calls: a task a shard, `tasks` at once."""
     numbers = [{"id": number} for number in range(len(shards))]
     nested = ray.data.from_items(numbers, override_num_blocks=len(shards)).map_batches(
-        partial(
-            read_rows,
-            shards=shards,
-            output=output,
-            rows_a_block=rows_a_block,
-            limits=limits,
-            progress=progress,
-        ),
+        partial(read_rows, shards=shards, output=output, limits=limits, progress=progress),
         batch_size=None,
         num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=1),
+        compute=ray.data.TaskPoolStrategy(size=tasks),
     )
-    return _as_one_task(nested.repartition(target_num_rows_per_block=1))
+    return _fused(nested.repartition(target_num_rows_per_block=1), tasks)
 
 
 def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
@@ -160,7 +172,7 @@ def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
     )
 
 
-def _as_one_task(repartitioned: ray.data.Dataset) -> ray.data.Dataset:
+def _fused(repartitioned: ray.data.Dataset, tasks: int) -> ray.data.Dataset:
     """Lets the engine cut blocks in the very task that makes them, one at a time, with no CPU.
 
     It does so where both claim the same; `Dataset.repartition` takes no claims, though its operator
@@ -169,7 +181,7 @@ def _as_one_task(repartitioned: ray.data.Dataset) -> ray.data.Dataset:
     """
     operator: Any = repartitioned._logical_plan.dag
     operator.ray_remote_args["num_cpus"] = 0
-    operator.compute.size = 1
+    operator.compute.size = tasks
     return repartitioned
 
 
@@ -178,8 +190,7 @@ def read_rows(
     *,
     shards: list[Shard],
     output: str,
-    rows_a_block: int,
-    limits: PreprocessConfig,
+    limits: CallLimits,
     progress: ActorHandle[Any],
 ) -> pa.Table:
     """The manifest rows of the run's shard number `batch["id"]`, nested: one row a block to be.
@@ -187,31 +198,23 @@ def read_rows(
     Waits until the gate lets this shard in.
     """
     (position,) = batch["id"].tolist()
-    while not ray.get(progress.is_open.remote(position)):
+    while (seen := _released(progress, position)) is None:
         time.sleep(_GATE_S)
+    began = time.monotonic()
     rows = read_shard(output, shards[position])
-    first = rows_a_block if position else _FIRST_BLOCK_ROWS
-    return nest(rows, cuts(rows["media_type"].to_pylist(), rows_a_block, limits, first=first))
+    if position:
+        limits = replace(limits, first_rows=limits.rows)
+    items = zip(*(rows[name].to_pylist() for name in ("media_type", "size_bytes")), strict=True)
+    nested = nest(rows, cut(items, limits, seen))
+    took_s = time.monotonic() - began
+    progress.add.remote(Counts(read=rows.num_rows, shards_read=1, read_s=took_s))
+    return nested
 
 
-def cuts(
-    kinds: Sequence[str | None], rows_a_block: int, limits: PreprocessConfig, *, first: int
-) -> list[int]:
-    """Where a shard is cut into blocks: before each of these rows, and at its end.
-
-    A block has patches of `BLOCK_BYTES` at most, whatever its items turn out to be; an item that
-    may be larger has a block of its own. The first has `first` rows at most; for each one after it
-    that limit grows by a half, up to `rows_a_block`.
-    """
-    found, block_bytes, most_rows = [0], 0, min(first, rows_a_block)
-    for row, kind in enumerate(kinds):
-        most = limits.clip_bytes if kind == "video" else limits.item_bytes
-        rows = row - found[-1]
-        if rows and (rows == most_rows or block_bytes + most > BLOCK_BYTES):
-            found.append(row)
-            block_bytes, most_rows = 0, min(-(-most_rows * 3 // 2), rows_a_block)
-        block_bytes += most
-    return [*found, len(kinds)]
+def _released(progress: ActorHandle[Any], position: int) -> StillSizes | None:
+    answer: Any = progress.release.remote(position)
+    found: StillSizes | None = ray.get(answer)
+    return found
 
 
 def nest(rows: pa.Table, cuts: list[int]) -> pa.Table:

@@ -41,7 +41,15 @@ _LEAST_OBJECT_STORE_BYTES = 512 * 2**20
 _OBJECT_STORE_BYTES = 2 * 2**30
 _OBJECT_STORE_SHARE = 1 / 8  # of a machine's memory, at most
 _SHARED_MEMORY = "/dev/shm"
+# Of tasks that read shards of the manifest, the engine takes two calls' rows each every tenth of a
+# second. A decoder process is through with a call of photos in a second or so.
+_DECODERS_A_SOURCE_TASK = 12
+_MOST_SOURCE_TASKS = 8
+# At first; more where shards come faster than that, up to the second.
 _MOST_COMMITS = 16
+_MOST_COMMITS_OF_A_CLUSTER = 128
+# Of both kinds: one driver is good for about 500 actors (ray#54790).
+_MOST_ACTORS = 480
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +69,22 @@ class Workers:
     most_threads: int
     """Those of an encoder while preprocessing leaves CPUs idle: then it has those too."""
     commits: int
-    """Those that run at once, each in a process of its own."""
+    """The fewest at once, each in a process of its own."""
+    most_commits: int
+    """The most at once, where shards come faster than those are done."""
+    decoders_an_actor: int = 1
+    """Decoder processes of a preprocessing actor: more than one where a driver would otherwise have
+    more actors than it is good for."""
+
+    @property
+    def decoders(self) -> int:
+        """Files that are decoded at once."""
+        return self.preprocess * self.decoders_an_actor
+
+    @property
+    def source_tasks(self) -> int:
+        """Tasks that read shards of the manifest at once."""
+        return min(_MOST_SOURCE_TASKS, -(-self.decoders // _DECODERS_A_SOURCE_TASK))
 
     @property
     def share_of_machines(self) -> float:
@@ -235,42 +258,66 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
     alone = device == "cpu" and not in_cluster()
     if device == "cuda":
         encode = config.encoder_actors or max(1, gpus)
-        preprocess = config.preprocess_actors or min(fitting, cpus)
+        preprocess, decoders = _preprocess_actors(config, min(sum(fitting), cpus), fitting, encode)
         # A GPU's actor feeds it and little more: claiming a CPU could keep it off its machine.
-        cpu_actors, encode_cpus, encode_gpus = preprocess, 0.0, 1 / -(-encode // max(1, gpus))
+        cpu_actors, encode_cpus = preprocess * decoders, 0.0
+        encode_gpus = 1 / -(-encode // max(1, gpus))
     else:
-        encode = config.encoder_actors or min(encoders, max(1, cpus // 2))
+        encode = config.encoder_actors or min(encoders, max(1, cpus // 2), _MOST_ACTORS // 2)
         # Encoders come first at a CPU, and where files take longer than packs, as clips do, none
         # may stand idle: 32 of them took 27 s on two CPUs, and 37 where only one was decoding.
         left = cpus if alone else max(1, cpus - encode)
-        preprocess = config.preprocess_actors or min(fitting, left)
-        cpu_actors, encode_cpus, encode_gpus = preprocess + encode, 1.0, 0.0
+        preprocess, decoders = _preprocess_actors(config, min(sum(fitting), left), fitting, encode)
+        cpu_actors, encode_cpus, encode_gpus = preprocess * decoders + encode, 1.0, 0.0
     # A disk is done with a shard before a CPU has embedded the next.
     commits_are_short = device == "cpu" and not config.output.startswith("s3://")
     # More actors than CPUs share them, so many to each: any other share might fit on no machine.
     share = 1 / -(-cpu_actors // cpus)
     # Nor might a claim on memory: it is kept to what goes with the CPUs that are claimed.
+    commits = min(_MOST_COMMITS, encode * (1 if commits_are_short else 2))
     return Workers(
         preprocess=preprocess,
         encode=encode,
-        preprocess_cpus=share,
+        preprocess_cpus=share * decoders,
         encode_cpus=min(encode_cpus, share),
         encode_gpus=encode_gpus,
-        preprocess_bytes=max(1, int(min(claims.preprocess, share * per_cpu))),
+        preprocess_bytes=max(1, int(decoders * min(claims.preprocess, share * per_cpu))),
         encode_bytes=max(1, int(min(claims.encode, share * per_cpu))),
         most_threads=max(1, min(cpus, cpu_actors) // encode) if alone else 1,
-        commits=min(_MOST_COMMITS, encode * (1 if commits_are_short else 2)),
+        commits=commits,
+        most_commits=max(commits, min(_MOST_COMMITS_OF_A_CLUSTER, cpus)),
+        decoders_an_actor=decoders,
     )
+
+
+def _preprocess_actors(
+    config: EmbedConfig, files: int, fitting: list[int], encode: int
+) -> tuple[int, int]:
+    """How many preprocessing actors there are, and how many decoder processes each of them has.
+
+    Args:
+        config: May say how many actors.
+        files: That are to be decoded at once.
+        fitting: How many each machine has room for.
+        encode: Actors that encode.
+    """
+    if config.preprocess_actors is not None:
+        return config.preprocess_actors, 1
+    decoders = -(-files // max(1, _MOST_ACTORS - encode))
+    if decoders == 1:
+        return files, 1
+    return min(files // decoders, sum(most // decoders for most in fitting)), decoders
 
 
 def _memory(
     nodes: list[dict[str, float]], claims: Claims, device: ComputeDevice
-) -> tuple[float, int, int]:
+) -> tuple[float, int, list[int]]:
     """Bytes for every CPU, on the machine that has the fewest; and how many actors have room.
 
-    Those are the encoders that a CPU runs, and the others beside them.
+    Those are the encoders that a CPU runs, in all, and what decodes beside them on each machine.
     """
-    per_cpu, encode, preprocess = math.inf, 0, 0
+    per_cpu, encode = math.inf, 0
+    preprocess: list[int] = []
     for node in nodes:
         cpus, most = node.get("CPU", 0.0), node.get("memory", math.inf)
         if not cpus:
@@ -281,5 +328,7 @@ def _memory(
             encoders = max(1.0, min(cpus // 2, most // claims.encode))
         left = max(0.0, most - encoders * claims.encode)
         per_cpu = min(per_cpu, (left if device == "cuda" else most) / cpus)
-        preprocess += int(min(cpus, left / claims.preprocess))
-    return per_cpu, max(1, encode), max(1, preprocess)
+        preprocess.append(int(min(cpus, left / claims.preprocess)))
+    if not sum(preprocess):
+        preprocess = [1]
+    return per_cpu, max(1, encode), preprocess

@@ -70,12 +70,6 @@ class CommitConfig:
     rows: dict[str, int]
 
 
-def commit_blocks(config: CommitConfig, *blocks: pa.Table) -> bytes:
-    """Commits a shard, of which these are all the blocks; its marker as JSON."""
-    in_order = sorted(blocks, key=lambda block: block[schema.PLACE.name][0].as_py())
-    return commit_shard(pa.concat_tables(in_order), config)
-
-
 def commit_shard(block: pa.Table, config: CommitConfig) -> bytes:
     """Commits a shard; one that has a marker is left as it is.
 

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import build, layout, schema
 from pipeline.brake import Brake, ErrorRate, Machines
 from pipeline.budgets import claims
+from pipeline.call_sizes import expected_rows
 from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
@@ -87,11 +88,14 @@ def _pass(
     claimed = claims(preprocess, encode, what.encoder.config)
     workers = plan_workers(config, what.device, claimed)
     items = sum(shard.rows for shard in shards)
-    rows_a_block = build.block_rows(items, workers)
+    limits = build.call_limits(items, workers, what.device, preprocess)
+    preprocess = replace(preprocess, decoders=workers.decoders_an_actor)
     if workers.most_threads > 1:
         sharing = Sharing(threads=workers.most_threads, encoders=workers.encode, items=items)
         encode = replace(encode, sharing=sharing)
-    window = build.window(rows_a_block, frozen.shard_rows, workers, calls=encode.calls)
+    mean_bytes = sum(one.size_bytes for one in planned) / max(1, sum(one.rows for one in planned))
+    rows = expected_rows(limits, mean_bytes)
+    window = build.window(rows, frozen.shard_rows, workers, calls=encode.calls)
     notes = _beside_the_driver(Notes, window)
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
@@ -100,19 +104,21 @@ def _pass(
     line = ProgressLine(notes, items, workers=workers, watch=brake.watch)
     found = build.run(
         shards,
-        rows_a_block=rows_a_block,
+        limits=limits,
         preprocess=preprocess,
         encode=encode,
         commit=_commit_config(config, what, shards, frozen, summary.run),
         workers=workers,
-        progress=notes,
-        attempts=notes,
+        notes=notes,
     )
     with brake, _told_in_a_line(), line, closing(found):
-        for marker in found:
-            _check_shared(config.output, marker.shard)
-            summary.add(marker)
-            del left[marker.shard]
+        seen: set[str] = set()
+        for done in found:
+            if done.node not in seen:
+                _check_shared(config.output, done.marker.shard)
+                seen.add(done.node)
+            summary.add(done.marker)
+            del left[done.marker.shard]
         line.refresh()
     summary.fill = line.pace.counts.fill
     summary.steady_items_s = line.pace.steady_items_s
@@ -144,7 +150,10 @@ def _beside_the_driver(kind: type, *args: object) -> Any:
 
 
 def _check_shared(output: str, shard: str) -> None:
-    """A marker that the driver cannot see was written to another machine's own disk."""
+    """A marker that the driver cannot see was written to another machine's own disk.
+
+    One of each machine's is looked for: it shows where that machine writes to.
+    """
     place = join(output, layout.marker(shard))
     if storage_for(output).stat(place) is None:
         raise StorageError(

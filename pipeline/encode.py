@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.attempts import MOST_DEATHS, OwnAttempts
-from pipeline.block import Block, Failure, PackCounts
+from pipeline.block import Block, Failure, Floats, PackCounts
 from pipeline.config import (
     ComputeDevice,
     ComputeDtype,
@@ -24,11 +24,11 @@ from pipeline.config import (
     OutputDtype,
     Pool,
 )
-from pipeline.encode_rows import Floats, failure_of, patches_of, segment_columns
+from pipeline.encode_rows import failure_of, patches_of, segment_columns
 from pipeline.identity import Identity
 from pipeline.idle_cpus import IdleCpus, Sharing
 from pipeline.packs import PackedEncoder
-from pipeline.progress import Counts, tell_shard
+from pipeline.progress import Counts
 from pipeline.tower import tower_of
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class EncodeConfig:
 class Encode:
     """Embeds blocks. Calls may overlap: they share packs.
 
-    With `attempts`, an actor of Ray that is to outlive its processes:
+    With `notes`, an actor of Ray that is to outlive its processes:
 
     - A device error, after which a process can do nothing more, ends the process; Ray starts
       another, which takes its calls over.
@@ -102,12 +102,10 @@ class Encode:
     def __init__(
         self,
         config: EncodeConfig,
-        progress: ActorHandle[Any] | None = None,
-        attempts: ActorHandle[Any] | None = None,
+        notes: ActorHandle[Any] | None = None,
     ) -> None:
         self._config = config
-        self._progress = progress
-        self._attempts = OwnAttempts(attempts) if attempts is not None else None
+        self._attempts = OwnAttempts(notes) if notes is not None else None
         self._failure: Exception | None = None
         self._threads = 1
         self._idle_cpus = IdleCpus(config.sharing) if config.sharing is not None else None
@@ -126,10 +124,6 @@ class Encode:
         """
         if self._failure is not None:
             raise self._failure
-        told = None
-        if self._progress is not None and self._attempts is not None:
-            told = tell_shard(self._progress, rows["shard"][0].as_py())
-            self._take_idle_cpus(self._progress)
         present = rows["error_code"].is_null().combine_chunks().to_numpy(zero_copy_only=False)
         items = np.flatnonzero(present).tolist()
         block = self._encoder.block(
@@ -137,25 +131,28 @@ class Encode:
             rows["grid_thw"].take(items).to_pylist() if items else [],
             patches_of(rows["patches"], items),
         )
+        if self._attempts is None:
+            self._encoder(block)
+            return self._table(rows, items, block)
+        name = f"{rows['item_id'][0].as_py()} and {rows.num_rows - 1} more"
+        deaths = self._attempts.begin_block(name, rows["shard"][0].as_py())
+        self._take_idle_cpus(self._attempts)
         try:
-            self._embed(block)
+            self._embed(block, deaths, self._attempts)
         except RuntimeError as error:
             self._end_if_sick(error)
             raise
         table = self._table(rows, items, block)
-        self._report(table, block.counts)
-        if told is not None:
-            told()
+        counts = self._counts(table, block.counts)
+        embedded = len(block.failures) < len(block.names)
+        self._attempts.end_block(name, counts, embedded=embedded)
         return table
 
-    def _take_idle_cpus(self, progress: ActorHandle[Any]) -> None:
+    def _take_idle_cpus(self, attempts: OwnAttempts) -> None:
         """Lets packs have more threads while that takes nothing from preprocessing."""
-        import ray  # noqa: PLC0415 (the command line's other jobs do without)
-
         if self._idle_cpus is None or self._config.sharing is None:
             return
-        asked: Any = progress.snapshot.remote()
-        idle = self._idle_cpus.are_there(time.monotonic(), ray.get(asked))
+        idle = self._idle_cpus.are_there(time.monotonic(), attempts.run_counts())
         threads = self._config.sharing.threads if idle else 1
         if threads != self._threads:
             self._encoder.use_threads(threads)
@@ -182,18 +179,13 @@ class Encode:
             self._attempts.report(str(error).splitlines()[0][:200])
             os._exit(1)
 
-    def _embed(self, block: Block) -> None:
+    def _embed(self, block: Block, deaths: int, attempts: OwnAttempts) -> None:
         """Fills in what comes of each item."""
-        if self._attempts is None or not block.names:
-            self._encoder(block)
-            return
-        name = f"{block.names[0]} and {len(block.names) - 1} more"
-        if self._attempts.begin(name) < MOST_DEATHS:
+        if deaths < MOST_DEATHS or not block.names:
             self._encoder(block)
         else:
             with self._encoder.alone():
-                self._one_by_one(block, self._attempts)
-        self._attempts.done(name, embedded=len(block.failures) < len(block.names))
+                self._one_by_one(block, attempts)
 
     def _one_by_one(self, block: Block, attempts: OwnAttempts) -> None:
         """The same, of a block that has ended processes: split until the item is found.
@@ -227,11 +219,12 @@ class Encode:
     def _table(self, rows: pa.Table, items: list[int], block: Block) -> pa.Table:
         vectors = self._stored(block.pooled(self._config.pool))
         segments = self._stored(block.vectors) if self._config.level != "item" else None
+        finite: list[bool] = np.logical_and.reduce(np.isfinite(vectors), axis=1).tolist()
         found = {name: rows[name].to_pylist() for name in schema.FAILURE.names}
         found["num_tokens"] = [None] * rows.num_rows
         for item, row in enumerate(items):
             found["num_tokens"][row] = math.prod(block.grids[item]) // block.merged
-            failure = failure_of(block, item, vectors, segments)
+            failure = failure_of(block, item, vectors, finite[item], segments)
             for name, value in zip(schema.FAILURE.names, failure or (), strict=False):
                 found[name][row] = value
         widths = np.zeros(rows.num_rows + 1, np.int32)
@@ -258,20 +251,16 @@ class Encode:
         with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite.
             return vectors.astype(np.float32, copy=False).astype(dtype, copy=False)
 
-    def _report(self, table: pa.Table, counts: PackCounts) -> None:
-        if self._progress is None:
-            return
-        errors = Counter(table["error_code"].drop_null().to_pylist())
+    def _counts(self, table: pa.Table, packs: PackCounts) -> Counts:
+        """What a block adds to the run's counts."""
         ceiling_flop_s = self._encoder.ceiling_flop_s
-        self._progress.add.remote(
-            Counts(
-                items=table.num_rows,
-                errors=errors,
-                tokens=counts.tokens,
-                capacity=counts.capacity,
-                encoded_blocks=1,
-                encode_s=counts.seconds,
-                flop=counts.flop if ceiling_flop_s else 0,
-                ceiling_flop=counts.seconds * ceiling_flop_s,
-            )
+        return Counts(
+            items=table.num_rows,
+            errors=Counter(table["error_code"].drop_null().to_pylist()),
+            tokens=packs.tokens,
+            capacity=packs.capacity,
+            encoded_blocks=1,
+            encode_s=packs.seconds,
+            flop=packs.flop if ceiling_flop_s else 0,
+            ceiling_flop=packs.seconds * ceiling_flop_s,
         )

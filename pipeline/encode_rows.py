@@ -9,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.block import Block, Levels
-
-Floats = npt.NDArray[np.floating[Any]]
+from pipeline.block import Block, Floats, Levels
 
 
 def patches_of(column: pa.ChunkedArray, items: list[int]) -> list[Levels]:
@@ -21,14 +19,22 @@ def patches_of(column: pa.ChunkedArray, items: list[int]) -> list[Levels]:
 
 
 def failure_of(
-    block: Block, item: int, vectors: Floats, segments: Floats | None
+    block: Block, item: int, vectors: Floats, finite: bool, segments: Floats | None
 ) -> tuple[str, str, str, int] | None:
-    """What an item's row says of why it has no embedding; None where it has one."""
+    """What an item's row says of why it has no embedding; None where it has one.
+
+    Args:
+        block: With its results.
+        item: Which of the block's.
+        vectors: Of all items, as they are stored.
+        finite: Whether all values of this one's are finite.
+        segments: Of all segments, as they are stored, if they are.
+    """
     if item in block.failures:
         why = block.failures[item]
         return "encode", "encode_failed", why.message, why.attempts
     message = ""
-    if not np.isfinite(vectors[item]).all():
+    if not finite:
         message = f"the {vectors.dtype} vector is not finite"
     elif segments is not None:
         span = block.span(item)

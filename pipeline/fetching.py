@@ -56,11 +56,12 @@ class Fetcher:
     Args:
         max_bytes: Of a file; a larger one is `too_large`.
         reach: Where files may lie.
+        decoders: Decoder processes that are to be kept at work.
     """
 
-    def __init__(self, *, max_bytes: int, reach: Reach) -> None:
+    def __init__(self, *, max_bytes: int, reach: Reach, decoders: int = 1) -> None:
         self._max_bytes, self._reach = max_bytes, reach
-        self._threads = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
+        self._threads = ThreadPoolExecutor(decoders * _FETCHERS, thread_name_prefix="fetch")
         self._ahead, self._lateness = _FEWEST, 0
 
     def close(self) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,16 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.errors import ItemError, MachineError
-from pipeline.fetching import Fetcher, File
+from pipeline.budgets import BLOCK_BYTES
+from pipeline.errors import MachineError
+from pipeline.fetching import Fetcher
 from pipeline.imports import collector_at_rest
+from pipeline.lane import Item, Lane, Processors
 from pipeline.limits import Limits
-from pipeline.location import digest
 from pipeline.options import ProcessorOptions
+from pipeline.progress import Counts
 from pipeline.reach import Reach
-from pipeline.stopwatch import Stopwatch
-from processors import AspectRatioError, DecodeError, MediaOptions
-from processors.sandbox import Decoder, DecoderLimits, Decoding, SandboxError
+from processors import MediaOptions
+from processors.sandbox import SandboxError
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 # Added to an actor's niceness: it and its decoder process take what the encoders leave of a CPU.
 # Otherwise, where all need two of them, the encoder is still at work when nothing else is.
 _NICENESS = 15
-_LISTED = "a clip that is listed as an image; a manifest's media_type column can say video"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,8 @@ class PreprocessConfig:
     limits: Limits
     options: ProcessorOptions
     reach: Reach
+    decoders: int = 1
+    """Decoder processes of an actor, each of which works for one call at a time."""
 
     @property
     def media_options(self) -> MediaOptions:
@@ -71,41 +71,28 @@ class PreprocessConfig:
         return 3 * self.options.most_clip_pixels
 
 
-@dataclass(kw_only=True)
-class _Item:
-    """What becomes of one row; null where it failed before."""
-
-    media_type: str | None
-    version: str | None = None
-    content_hash: str | None = None
-    width: int | None = None
-    height: int | None = None
-    num_frames: int | None = None
-    duration_s: float | None = None
-    timestamps: list[float] | None = None
-    grid_thw: tuple[int, int, int] | None = None
-    error: ItemError | None = None
-    attempts: int = 1
-    patches: npt.NDArray[np.uint8] | None = None
-
-
 class Preprocess:
     """Fetches, decodes, resizes and patchifies.
 
-    Files are decoded in a process of their own, which is at the next one while this one resizes the
-    last one's pixels. Two calls may overlap: one fetches, one decodes. With `progress`, an actor of
-    Ray, which comes after the encoders wherever CPUs are short.
+    Files are decoded in processes of their own; each is at the next file while its call resizes the
+    last one's pixels. Twice as many calls as there are decoders may overlap: some fetch while the
+    others decode. With `progress`, an actor of Ray, which comes after the encoders wherever CPUs
+    are short.
     """
 
     def __init__(self, config: PreprocessConfig, progress: ActorHandle[Any] | None = None) -> None:
         if progress is not None:
             os.nice(_NICENESS)  # This thread's, and so that of all that are started below.
         self._config = config
-        self._fetcher = Fetcher(max_bytes=config.limits.max_file_bytes, reach=config.reach)
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="decoder")
-        # Beside the imports. What it raises, the first call tells: Ray leaves the calls of an actor
-        # that raises here waiting for ever, if it is not the actor's first process (Ray 2.60).
-        self._starting = self._starter.submit(self._start_decoder)
+        self._fetcher = Fetcher(
+            max_bytes=config.limits.max_file_bytes, reach=config.reach, decoders=config.decoders
+        )
+        # Beside the imports. What a start raises, the first call raises: Ray leaves the calls of an
+        # actor that fails here waiting for ever, if it is not the actor's first process (Ray 2.60).
+        self._lanes = [Lane(config) for _ in range(config.decoders)]
+        self._free: SimpleQueue[Lane] = SimpleQueue()
+        for lane in self._lanes:
+            self._free.put(lane)
         with collector_at_rest():
             import torch  # noqa: PLC0415 (only the actor pays its second)
 
@@ -113,14 +100,18 @@ class Preprocess:
             from processors.factories import VIDEO_CLASSES  # noqa: PLC0415
 
         torch.set_num_threads(1)
-        self._images = GlmgaImageProcessor(**vars(config.options.images))
-        self._videos = VIDEO_CLASSES[config.options.family](**vars(config.options.videos))
-        self._decoding = threading.Lock()
+        self._processors = Processors(
+            images=GlmgaImageProcessor(**vars(config.options.images)),
+            videos=VIDEO_CLASSES[config.options.family](**vars(config.options.videos)),
+        )
         self._progress = progress
-        self._watch = Stopwatch()
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """A nested block of `schema.MANIFEST` rows to as many `schema.preprocessed` rows.
+
+        Yields:
+            The rows in order, all at once if their patches have less than `BLOCK_BYTES`; else as
+            soon as they have.
 
         Raises:
             StorageError: Storage failed, whatever the item.
@@ -130,104 +121,37 @@ class Preprocess:
         fetched, began = self._fetcher.files(rows), time.monotonic()
         first = next(fetched, None)  # Under way before the other call has done its decoding.
         came = time.monotonic()
-        with self._decoding, self._watch.turn(began, came) as counts:
-            try:
-                items = list(self._items(chain([first] if first else [], fetched)))
-            except SandboxError as error:
-                raise MachineError(
-                    f"{socket.gethostname()}: {error}; shards stay open, run the same command again"
-                ) from error
+        part: list[Item] = []
+        done, part_bytes = 0, 0
+        lane = self._free.get()
+        try:
+            with lane.watch.turn(began, came) as counts:
+                for item in lane.items(chain([first] if first else [], fetched), self._processors):
+                    part.append(item)
+                    part_bytes += _count(item, counts)
+                    if part_bytes >= BLOCK_BYTES:
+                        table = _table(rows.slice(done, len(part)), part)
+                        done, part_bytes, part = done + len(part), 0, []
+                        with lane.watch.paused():
+                            yield table
+                        del table
+        except SandboxError as error:
+            raise MachineError(
+                f"{socket.gethostname()}: {error}; shards stay open, run the same command again"
+            ) from error
+        finally:
+            self._free.put(lane)
         if self._progress is not None:
             counts.preprocessed, counts.preprocessed_blocks = rows.num_rows, 1
             self._progress.add.remote(counts)
-        return _table(rows, items)
+        if part:
+            yield _table(rows.slice(done), part)
 
     def close(self) -> None:
-        """Ends the decoder process and the threads that fetch, as the end of this process does."""
-        if self._starting.exception() is None:
-            self._starting.result().close()
-        self._starter.shutdown()
+        """Ends the decoder processes and the threads that fetch."""
+        for lane in self._lanes:
+            lane.close()
         self._fetcher.close()
-
-    def _items(self, fetched: Iterable[tuple[str | None, File]]) -> Iterator[_Item]:
-        """What becomes of each row: while one is resized, the next one is being decoded."""
-        begun: deque[tuple[_Item, Decoding | None]] = deque()
-        try:
-            for kind, file in self._watch.over("fetch_s", fetched):
-                begun.append(self._begin(kind, file))
-                if len(begun) == 2:
-                    yield self._finish(*begun.popleft())
-            while begun:
-                yield self._finish(*begun.popleft())
-        finally:
-            # A call that fails leaves nothing behind that the next one would have to wait for.
-            for _, decoding in begun:
-                if decoding is not None:
-                    decoding.close()
-
-    def _begin(self, media_type: str | None, fetched: File) -> tuple[_Item, Decoding | None]:
-        item = _Item(media_type=media_type)
-        with self._watch.waiting("fetch_s"):
-            error = fetched.exception()
-        if isinstance(error, ItemError):
-            # Not that very error, nor raised: it holds on to the bytes of a file that changed.
-            item.error = ItemError(error.code, error.message)
-            return item, None
-        # Taken out, or a long clip's file would be there twice while it is decoded.
-        found = fetched.result().pop()
-        item.version, item.content_hash = found.version, digest(found.data)
-        with self._watch.waiting("decode_s"):
-            decoder = self._started()
-        return item, decoder.submit(found.data)
-
-    def _started(self) -> Decoder:
-        if self._starting.done() and self._starting.exception() is not None:
-            self._starting = self._starter.submit(self._start_decoder)
-        return self._starting.result()
-
-    def _start_decoder(self) -> Decoder:
-        limits = self._config.limits
-        return Decoder(
-            limits=DecoderLimits(
-                timeout_s=limits.decode_timeout_s,
-                memory_bytes=limits.decoder_memory_bytes,
-                max_file_bytes=limits.max_file_bytes,
-            ),
-            options=self._config.media_options,
-        )
-
-    def _finish(self, item: _Item, decoding: Decoding | None) -> _Item:
-        if decoding is None:
-            return item
-        try:
-            with decoding:
-                self._cut(item, decoding)
-        except DecodeError as error:
-            item.error, item.attempts = ItemError(error.code, error.message), error.attempts
-        except AspectRatioError as error:
-            item.error = ItemError("aspect_ratio", str(error))
-        return item
-
-    def _cut(self, item: _Item, decoding: Decoding) -> None:
-        with self._watch.waiting("decode_s"):
-            info = decoding.info()
-        frames = self._watch.over("decode_s", decoding.frames())
-        item.height, item.width = info.height, info.width
-        if info.kind == "image":
-            size = (info.height, info.width)
-            item.patches, item.grid_thw = self._images.patches(next(frames), size=size)
-            return
-        if item.media_type != "video" and self._config.options.animated != "video":
-            # Blocks of images have no room for it.
-            raise DecodeError("unsupported_format", _LISTED)
-        assert info.indices is not None and info.timestamps_s is not None
-        item.num_frames, item.duration_s = info.total_num_frames, info.duration_s
-        patcher = self._videos.patcher(len(info.indices), info.height, info.width)
-        for frame in frames:
-            patcher.add(frame)
-        item.patches, item.grid_thw = patcher.finish()
-        # A segment is shown from its first frame on.
-        item.timestamps = list(info.timestamps_s[:: self._videos.options.temporal_patch_size])
 
 
 def unnest(block: pa.Table) -> pa.Table:
@@ -235,7 +159,18 @@ def unnest(block: pa.Table) -> pa.Table:
     return pa.Table.from_struct_array(block["rows"].combine_chunks().flatten())
 
 
-def _table(rows: pa.Table, items: list[_Item]) -> pa.Table:
+def _count(item: Item, counts: Counts) -> int:
+    """The bytes of an item's patches, which are counted if it is a still."""
+    if item.patches is None:
+        return 0
+    if item.num_frames is None:
+        counts.stills += 1
+        counts.still_file_bytes += item.file_bytes
+        counts.still_patch_bytes += item.patches.nbytes
+    return item.patches.nbytes
+
+
+def _table(rows: pa.Table, items: list[Item]) -> pa.Table:
     failures = [item.error for item in items]
     columns: dict[str, Any] = {
         "content_hash": [item.content_hash for item in items],

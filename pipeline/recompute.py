@@ -182,7 +182,8 @@ class _Stages:
         rows = planned.take(pc.index_in(stored["item_id"].combine_chunks(), ids))
         index = rows.schema.get_field_index("version")
         rows = rows.set_column(index, rows.schema.field(index), stored["version"])
-        return self._encode(self._preprocess(nest(rows, [0, rows.num_rows])))
+        patches = pa.concat_tables(self._preprocess(nest(rows, [0, rows.num_rows])))
+        return self._encode(patches)
 
 
 def _compare(

@@ -14,13 +14,13 @@ is due once it is done; so nobody sleeps for ever.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from encoder import next_pack
 from pipeline.block import Block, Failure
 
 if TYPE_CHECKING:
@@ -37,14 +37,48 @@ class _Call:
 
     Attributes:
         waiting: Its segments that are in no pack yet, from long to short.
+        tokens: Of those.
         left: How many of its segments have not come to an end.
     """
 
     block: Block
     waiting: list[int]
+    tokens: int
     left: int
     thread: int
     error: BaseException | None = None
+
+    def take(self, room: int, *, at_least_one: bool) -> list[int]:
+        """Removes and returns each waiting segment that still fits, from long to short.
+
+        It takes the time of those that are taken, not of all that wait.
+
+        Args:
+            room: Tokens that the pack has room for.
+            at_least_one: Whether the first is taken even if it does not fit.
+        """
+        lengths, waiting = self.block.lengths, self.waiting
+        taken: list[int] = []
+        kept: list[int] = []
+        at = 0
+        while at < len(waiting):
+            length = lengths[waiting[at]]
+            if length <= room or (at_least_one and not taken):
+                taken.append(waiting[at])
+                room -= length
+                at += 1
+            else:
+                fits = bisect_left(waiting, -room, lo=at, key=lambda index: -lengths[index])
+                kept += waiting[at:fits]
+                at = fits
+        self.waiting = kept
+        self.tokens -= sum(lengths[index] for index in taken)
+        return taken
+
+    def drop(self) -> None:
+        """Gives up what waits."""
+        self.left -= len(self.waiting)
+        self.waiting, self.tokens = [], 0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -125,13 +159,15 @@ class SharedPacks:
             BaseException: Whatever a pack with one of them has ended with, but for want of
                 memory. Other calls with segments in that pack raise it too.
         """
+        tokens = sum(block.lengths[index] for index in segments)
         call = _Call(
             block=block,
             waiting=sorted(segments, key=lambda index: -block.lengths[index]),
+            tokens=tokens,
             left=len(segments),
             thread=threading.get_ident(),
         )
-        block.counts.tokens += sum(block.lengths[index] for index in segments)
+        block.counts.tokens += tokens
         with self._changed:
             self._calls.append(call)
             try:
@@ -170,7 +206,7 @@ class SharedPacks:
 
         A call that is done still starts what is due: its return may be what the device waits for.
         """
-        if due := self._due():
+        if due := self._take_due():
             self._start(due)
         elif not call.left:
             return True
@@ -181,21 +217,27 @@ class SharedPacks:
             self._changed.wait()
         return False
 
-    def _due(self) -> list[tuple[_Call, int]]:
-        """The segments of the pack that should be started now, if any."""
+    def _take_due(self) -> list[tuple[_Call, int]]:
+        """Takes the segments of the pack that should be started now, if any.
+
+        The oldest call's come first, so that no call waits behind younger ones, and then whatever
+        fits.
+        """
         if self._starting or self._on_device == _ON_DEVICE:
             return []
-        own = (call for call in self._calls if self._owner in (None, call.thread))
-        queue = [(call, index) for call in own for index in call.waiting]
-        lengths = [call.block.lengths[index] for call, index in queue]
+        own = [call for call in self._calls if self._owner in (None, call.thread)]
         more_may_come = len(self._calls) < self._most_calls
-        if self._on_device and more_may_come and sum(lengths) < self._budget:
+        if self._on_device and more_may_come and sum(c.tokens for c in own) < self._budget:
             return []
-        return [queue[at] for at in next_pack(lengths, self._budget)]
+        due: list[tuple[_Call, int]] = []
+        room = self._budget
+        for call in own:
+            for index in call.take(room, at_least_one=not due):
+                due.append((call, index))
+                room -= call.block.lengths[index]
+        return due
 
     def _start(self, places: list[tuple[_Call, int]]) -> None:
-        for call, index in places:
-            call.waiting.remove(index)
         self._count(places)
         self._starting = True
         self._on_device += 1
@@ -227,8 +269,7 @@ class SharedPacks:
         for call in pack.calls:
             call.error = call.error or error
             # Its other packs on the device come to an end too, before it does.
-            call.left -= len(call.waiting)
-            call.waiting.clear()
+            call.drop()
 
     def _count(self, places: list[tuple[_Call, int]]) -> None:
         first = places[0][0]
@@ -250,5 +291,4 @@ class SharedPacks:
 
 
 def _shape(call: _Call, index: int) -> tuple[int, int]:
-    patches, values = call.block.levels(index).shape
-    return values, -patches
+    return call.block.values(index), -call.block.lengths[index]

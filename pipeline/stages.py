@@ -53,6 +53,7 @@ class Figures:
 
     Attributes:
         seconds: How long.
+        source: Reads manifest rows; its blocks are shards.
         fetch: Share of the preprocessing actors' time in which they waited for storage.
         decode: The same, for their decoder processes.
         resize: The same, in which they worked themselves.
@@ -65,6 +66,7 @@ class Figures:
     """
 
     seconds: float
+    source: Stage
     preprocess: Stage
     encode: Stage
     commit: Stage
@@ -93,18 +95,25 @@ class Figures:
             return min(1.0, spent_s / (actors * seconds))
 
         at_work_s = done.fetch_s + done.decode_s + done.resize_s
-        preprocess = share(at_work_s, workers.preprocess)
+        preprocess = share(at_work_s, workers.decoders)
 
         def part(spent_s: float) -> float:
             return preprocess * spent_s / at_work_s if at_work_s else 0.0
 
         return cls(
             seconds=seconds,
+            source=Stage(
+                actors=workers.source_tasks,
+                blocks=done.shards_read,
+                items_s=done.read / seconds,
+                busy=share(done.read_s, workers.source_tasks),
+            ),
             preprocess=Stage(
                 actors=workers.preprocess,
                 blocks=done.preprocessed_blocks,
                 items_s=done.preprocessed / seconds,
                 busy=preprocess,
+                queue=max(0, now.read - now.preprocessed),
             ),
             encode=Stage(
                 actors=workers.encode,
@@ -114,10 +123,10 @@ class Figures:
                 queue=max(0, now.preprocessed - now.items),
             ),
             commit=Stage(
-                actors=workers.commits,
+                actors=workers.most_commits,
                 blocks=done.commits,
                 items_s=done.committed / seconds,
-                busy=share(done.commit_s, workers.commits),
+                busy=share(done.commit_s, workers.most_commits),
                 queue=max(0, now.items - now.committed),
             ),
             fetch=part(done.fetch_s),
@@ -142,10 +151,17 @@ class Figures:
         """Whether what computes on CPUs gets too little of them."""
         return self.cpu is not None and self.cpu < _STARVED
 
+    @property
+    def is_unfed(self) -> bool:
+        """Whether preprocessing actors wait for rows, of which none are left over."""
+        queue = self.preprocess.queue
+        return queue is not None and queue < self.preprocess.actors
+
     def lines(self) -> dict[str, str]:
         """A line a stage, by its name."""
         parts = f"fetch {self.fetch:.0%}, decode {self.decode:.0%}, resize {self.resize:.0%}"
         return {
+            "source": _described(self.source),
             "preprocess": f"{_described(self.preprocess)}: {parts}",
             "encode": f"{_described(self.encode)}, {self._packs()}",
             "commit": _described(self.commit),
@@ -185,8 +201,13 @@ def limit(figures: Figures | None, *, items: int, seconds: float) -> str:
         f"preprocess {figures.preprocess.busy:.0%} busy, encode {figures.encode.busy:.0%}, "
         f"commit {figures.commit.busy:.0%}"
     )
-    stages = (figures.preprocess, figures.encode, figures.commit)
+    stages = (figures.source, figures.preprocess, figures.encode, figures.commit)
     slowest = min(stages, key=lambda stage: stage.speed)
+    if slowest.busy < _BUSY and figures.is_unfed:
+        return (
+            f"the driver, which feeds too little to stages that wait for it ({shares}): start "
+            "several, each with its own --shards"
+        )
     if slowest.busy < _BUSY:
         return f"not known: none of the stages was busy enough to be the limit ({shares})"
     what, change = _cause(figures, slowest)
@@ -196,6 +217,11 @@ def limit(figures: Figures | None, *, items: int, seconds: float) -> str:
 def _cause(figures: Figures, slowest: Stage) -> tuple[str, str]:
     """What is slow, and what to change."""
     preprocess, encode = figures.preprocess, figures.encode
+    if slowest is figures.source:
+        return (
+            "source",
+            "storage for --output that answers sooner: shards of the manifest lie there",
+        )
     if slowest is figures.commit:
         return "commit", "storage for --output that answers sooner, or larger --shard-rows anew"
     if slowest is preprocess and figures.fetch > preprocess.busy / 2:

@@ -22,6 +22,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self._counts = Counts()
         self._free_since = time.monotonic()
+        self._paused_s = 0.0
 
     @contextmanager
     def turn(self, began: float, came: float) -> Iterator[Counts]:
@@ -33,14 +34,26 @@ class Stopwatch:
         """
         before_s = max(0.0, came - max(began, self._free_since))
         self._counts = counts = Counts()
+        self._paused_s = 0.0
         start, cpu_start = time.monotonic(), time.thread_time()
         try:
             yield counts
         finally:
             self._free_since = time.monotonic()
             counts.cpu_s += time.thread_time() - cpu_start
-            counts.resize_s = self._free_since - start - counts.fetch_s - counts.decode_s
+            at_work_s = self._free_since - start - self._paused_s
+            counts.resize_s = at_work_s - counts.fetch_s - counts.decode_s
             counts.fetch_s += before_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A while of a turn that is no work of the stage's, such as handing over a block."""
+        start, cpu_start = time.monotonic(), time.thread_time()
+        try:
+            yield
+        finally:
+            self._paused_s += time.monotonic() - start
+            self._counts.cpu_s -= time.thread_time() - cpu_start
 
     def waiting(self, what: What) -> _Wait:
         """A wait within a turn."""

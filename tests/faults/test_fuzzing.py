@@ -26,7 +26,7 @@ from tests.faults.mutation import mutant
 from tests.faults.originals import NAMES, SYNTAXES, make_originals, partner
 from tests.support.clips import ClipMaker
 from tests.support.photos import Collection
-from tests.support.preprocessing import preprocess_config
+from tests.support.preprocessing import preprocess_config, whole
 
 MUTANTS = 313  # of each of the sixteen files: 5,008
 ALWAYS = 16
@@ -128,7 +128,7 @@ def run(stage: Preprocess, manifest_rows, tmp_path: Path) -> Callable[..., list[
             (tmp_path / name).write_bytes(data)
         kinds = ["video" if name.startswith("m") else "image" for name in files]
         rows = manifest_rows([f"{tmp_path}/{name}" for name in files], media_type=kinds)
-        out = stage(nest(rows, [0, rows.num_rows]))
+        out = whole(stage(nest(rows, [0, rows.num_rows])))
         assert out["uri"].to_pylist() == rows["uri"].to_pylist()
         return list(pa.Table.to_pylist(out))
 

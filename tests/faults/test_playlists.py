@@ -28,7 +28,7 @@ from processors.sandbox import Decoder
 from tests.faults.canaries import Canaries
 from tests.faults.playlists import NESTED, PROTOCOLS, Places, disguised, texts, with_references
 from tests.support.clips import ClipMaker, real_clip
-from tests.support.preprocessing import preprocess_config
+from tests.support.preprocessing import preprocess_config, whole
 
 ROOT = Path(__file__).parents[2]
 SUFFIXES = sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES)
@@ -107,7 +107,7 @@ def run(stage: Preprocess, manifest_rows) -> Callable[..., dict[str, dict[str, A
             storage_for(root).write(uris[name], data)
         kinds = [media_type(uri) for uri in uris.values()]
         rows = manifest_rows(list(uris.values()), media_type=kinds)
-        out = stage(nest(rows, [0, rows.num_rows])).to_pylist()
+        out = whole(stage(nest(rows, [0, rows.num_rows]))).to_pylist()
         assert [row["uri"] for row in out] == list(uris.values())
         return dict(zip(files, out, strict=True))
 

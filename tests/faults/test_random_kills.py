@@ -23,6 +23,7 @@ from pipeline.verify import verify
 from tests.faults.proxy import FaultyS3
 from tests.support.crowd import SHARD_ROWS, SHARDS, Crowd, Row, moved
 from tests.support.outputs import Output
+from tests.support.preprocessing import preprocess_config
 
 STORIES = [("disk", 0), ("disk", 1), ("s3", 2), ("s3", 3)]
 KILLS = 10
@@ -126,9 +127,10 @@ def under_way() -> int:
         encode_bytes=1,
         most_threads=1,
         commits=1,
+        most_commits=1,
     )
-    rows = build.block_rows(SHARDS * SHARD_ROWS, workers)
-    return build.window(rows, SHARD_ROWS, workers, calls=1) * SHARD_ROWS
+    limits = build.call_limits(SHARDS * SHARD_ROWS, workers, "cpu", preprocess_config())
+    return build.window(limits.rows, SHARD_ROWS, workers, calls=1) * SHARD_ROWS
 
 
 @pytest.mark.whole

@@ -27,13 +27,14 @@ quiet()
 import ray  # noqa: E402 (comes after `quiet`)
 
 from pipeline.assemble import committed  # noqa: E402
-from pipeline.marker import Marker  # noqa: E402
-from pipeline.progress import ProgressCounter, tell_shard  # noqa: E402
+from pipeline.progress import ProgressCounter  # noqa: E402
+from tests.support.progress import workers  # noqa: E402
 
 
 @ray.remote(num_cpus=0)
 def make(progress: Any, block: pa.Table) -> pa.Table:
-    tell_shard(progress, block["shard"][0].as_py())()
+    task = ray.get_runtime_context().get_task_id()
+    ray.get(progress.block_of.remote(task, block["shard"][0].as_py()))
     return block
 
 
@@ -42,7 +43,7 @@ class Owner:
 
     def make(self, progress: Any, block: pa.Table) -> list[Any]:
         ref = ray.put(block)
-        ray.get(progress.made.remote(ref.task_id().hex(), block["shard"][0].as_py()))
+        ray.get(progress.block_of.remote(ref.task_id().hex(), block["shard"][0].as_py()))
         return [ref]
 
 
@@ -82,8 +83,8 @@ def run(path: Path) -> dict[str, Any]:
     shards = []
     error = None
     try:
-        for marker in committed(stream, config, progress, at_once=2):
-            shards.append(Marker.from_json(marker).shard)
+        for done in committed(stream, config, progress, workers()):
+            shards.append(done.marker.shard)
     except Exception as raised:
         error = [kind.__name__ for kind in type(raised).__mro__]
     return {"shards": sorted(shards), "error": error}

@@ -105,6 +105,30 @@ def test_a_disk_keeps_up_with_a_cpu_and_what_is_slower_has_two_commits_at_once()
     assert planned([node(400, 6400)]).commits == 16
 
 
+def test_commits_may_become_as_many_as_there_are_cpus() -> None:
+    assert planned([node(2, 16)]).most_commits == 2
+    assert planned([node(96, 1000, gpus=8)], "cuda").most_commits == 96
+    assert planned([node(192, 2000, gpus=8)] * 8, "cuda").most_commits == 128
+
+
+def test_one_driver_has_fewer_than_500_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    found = planned([node(192, 2000, gpus=8)] * 8, "cuda")
+    # 1,536 files at once, beside 64 encoders: four of them an actor, 48 actors a machine.
+    assert (found.preprocess, found.decoders_an_actor, found.encode) == (384, 4, 64)
+    assert (found.preprocess_cpus, found.preprocess_bytes) == (4, 10 * GIB)
+    # Machines whose CPUs are no multiple of four are not all used, but no actor waits for room.
+    found = planned([node(190, 2000, gpus=8)] * 8, "cuda")
+    assert (found.preprocess, found.decoders_an_actor) == (8 * 47, 4)
+    found = planned([node(192, 2000, gpus=8)] * 8, "cuda", preprocess_actors=1000)
+    assert (found.preprocess, found.decoders_an_actor) == (1000, 1)
+    assert found.source_tasks == 8
+    assert planned([node(32, 128)]).source_tasks == 2
+    on_cpus = planned([node(192, 2000)] * 8)
+    assert on_cpus.encode + on_cpus.preprocess < 500
+    assert on_cpus.encode + on_cpus.decoders <= 1536
+
+
 @pytest.mark.parametrize(
     ("device", "memory_gib", "shared_gib", "expected"),
     [

@@ -21,12 +21,10 @@ import encoder.blocks
 from encoder import Glm4vVisionModel
 from encoder.attention import Segments, attend
 from pipeline import schema
-from pipeline.encode import Encode, EncodeConfig
 from pipeline.errors import DeviceError
 from pipeline.idle_cpus import Sharing
 from pipeline.progress import Counts
 from tests.support.encoding import (
-    DEFAULTS,
     GRIDS,
     Changed,
     Grid,
@@ -35,7 +33,7 @@ from tests.support.encoding import (
     stage,
     vectors,
 )
-from tests.support.progress import Listener
+from tests.support.processes import Ray
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -239,31 +237,31 @@ def test_an_encoder_that_cannot_be_loaded_fails_the_first_call(
 
 # A call that shares no packs could not have filled its last one.
 @pytest.mark.parametrize(("calls", "capacity"), [(1, 16 + 8 + 8 + 6), (2, 16 + 8 + 8 + 8)])
-def test_progress_hears_of_items_failures_tokens_and_capacity(
-    preprocessed: Callable[..., pa.Table], calls: int, capacity: int
+def test_items_failures_tokens_and_capacity_are_counted(
+    preprocessed: Callable[..., pa.Table], started: Ray, calls: int, capacity: int
 ) -> None:
-    progress: Any = Listener()
-    encode = Encode(EncodeConfig(**{**DEFAULTS, "token_budget": 8, "calls": calls}), progress)
+    rows = preprocessed([(1, 2, 2), None, (1, 4, 6), (1, 4, 6), (1, 4, 8), (1, 8, 8)])
     began = time.perf_counter()
-    encode(preprocessed([(1, 2, 2), None, (1, 4, 6), (1, 4, 6), (1, 4, 8), (1, 8, 8)]))
+    started.embed(rows, token_budget=8, calls=calls)
     most_s = time.perf_counter() - began
     # Packs of 16 (over the budget, full by itself), 8, 6 with 1, and 6 tokens.
-    errors = collections.Counter({"corrupt": 1})
-    (found,) = progress.calls
+    found = started.notes.snapshot()
     assert replace(found, encode_s=0.0) == Counts(
-        items=6, errors=errors, tokens=37, capacity=capacity, encoded_blocks=1
+        items=6,
+        errors=collections.Counter({"corrupt": 1}),
+        tokens=37,
+        capacity=capacity,
+        encoded_blocks=1,
     )
     assert 0 < found.encode_s < most_s
 
 
-def test_progress_hears_of_operations_where_the_devices_ceiling_is_known(
-    preprocessed: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch
+def test_operations_are_counted_where_the_devices_ceiling_is_known(
+    preprocessed: Callable[..., pa.Table], started: Ray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoder, "ceiling_flop_s", lambda device, dtype: 1e12, raising=False)
-    progress: Any = Listener()
-    encode = Encode(EncodeConfig(**DEFAULTS), progress)
-    encode(preprocessed([(1, 2, 2), None, (3, 4, 6)]))
-    (found,) = progress.calls
+    started.embed(preprocessed([(1, 2, 2), None, (3, 4, 6)]))
+    found = started.notes.snapshot()
     grids = [(1, 2, 2), (3, 4, 6)]
     assert found.flop == encoder.forward_flop(encoder.PRESETS["tiny"], grids)
     assert found.ceiling_flop == pytest.approx(found.encode_s * 1e12)
@@ -272,7 +270,6 @@ def test_progress_hears_of_operations_where_the_devices_ceiling_is_known(
 def test_while_preprocessing_rests_packs_have_more_threads_and_the_same_vectors(
     preprocessed: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray.get", lambda answer: answer)
     grids = [(1, 16, 14)] * 9 + [(3, 12, 16), (1, 40, 40)]
     expected = stage()(preprocessed(grids))
     encode, threads = stage(sharing=Sharing(threads=2, encoders=1, items=99)), []
@@ -281,8 +278,8 @@ def test_while_preprocessing_rests_packs_have_more_threads_and_the_same_vectors(
     # then all are preprocessed.
     for blocks, items in ((1, 11), (5, 55), (1, 11), (9, 99)):
         counts = Counts(preprocessed_blocks=blocks, preprocessed=items)
-        snapshot = SimpleNamespace(remote=lambda counts=counts: counts)
-        encode._take_idle_cpus(SimpleNamespace(snapshot=snapshot))  # type: ignore[arg-type]
+        attempts: Any = SimpleNamespace(run_counts=lambda counts=counts: counts)
+        encode._take_idle_cpus(attempts)
         threads.append(starter.submit(torch.get_num_threads).result())
         assert encode(preprocessed(grids)).equals(expected)
     assert threads == [1, 2, 1, 2]

@@ -215,6 +215,6 @@ def test_a_block_without_an_item_says_nothing_of_its_device(
 ) -> None:
     changed()
     started.embed(preprocessed([(1, 2, 2)]))
-    started.attempts.start("actor", "machine (01234567) gpu 3")
+    started.notes.start("actor", "machine (01234567) gpu 3")
     started.embed(preprocessed([None]))
-    assert started.attempts.ends("actor") == 1
+    assert started.notes.ends("actor") == 1

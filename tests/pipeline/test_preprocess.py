@@ -37,7 +37,7 @@ from processors import (
 from processors.sandbox import Decoder, Decoding
 from tests.support import scripts
 from tests.support.clips import PATTERN, X264, ClipMaker
-from tests.support.preprocessing import preprocess_config
+from tests.support.preprocessing import preprocess_config, whole
 
 OPTIONS = ImageOptions(min_pixels=2 * 28 * 28, max_pixels=2 * 28 * 28 * 64)
 Photo = Callable[..., bytes]
@@ -58,7 +58,7 @@ def nested(rows: pa.Table) -> pa.Table:
 def run(stage: Preprocess, rows: pa.Table) -> list[dict[str, Any]]:
     """The stage's rows for one block of manifest rows, checked against the schema."""
     block = nested(rows)
-    out = stage(block)
+    out = whole(stage(block))
     rows = unnest(block)
     assert out.schema.equals(schema.preprocessed(rows.schema))
     given = [name for name in rows.column_names if name != "version"]
@@ -71,12 +71,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 import psutil
 from pipeline.preprocess import Preprocess
-from tests.support.preprocessing import preprocess_config
+from tests.support.preprocessing import preprocess_config, whole
 
 found = []
 for progress in (None, object()):
     stage = Preprocess(preprocess_config(), progress)
-    stage._started()
+    stage._lanes[0]._decoder()
     decoders = psutil.Process().children(recursive=True)
     with ThreadPoolExecutor(1) as calls:
         found.append([calls.submit(os.nice, 0).result(), {one.nice() for one in decoders}])
@@ -234,7 +234,7 @@ def test_a_version_that_no_manifest_gave_is_the_one_that_was_read(
     info = storage_for(path).stat(path)
     assert info is not None
     rows = manifest_rows([path, "/none.png"])
-    out = stage(nested(rows))
+    out = whole(stage(nested(rows)))
     assert out["version"].to_pylist() == [info.version, None]
 
 
@@ -290,7 +290,7 @@ def test_a_storage_that_fails_is_no_items_error(
 ) -> None:
     monkeypatch.setattr("pipeline.fetching.storage_for", lambda uri: BrokenDisk())
     with pytest.raises(StorageError, match="Input/output error"):
-        stage(nested(manifest_rows(["/a.png", "/b.png"])))
+        whole(stage(nested(manifest_rows(["/a.png", "/b.png"]))))
 
 
 def test_the_stage_works_on_after_a_call_that_raised(
@@ -303,7 +303,7 @@ def test_the_stage_works_on_after_a_call_that_raised(
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.fetching.storage_for", lambda uri: BrokenDisk())
         with pytest.raises(StorageError):
-            stage(nested(manifest_rows(["/a.png"] * 40)))
+            whole(stage(nested(manifest_rows(["/a.png"] * 40))))
     (tmp_path / "x.png").write_bytes(photo(30, 30))
     (row,) = run(stage, manifest_rows([f"{tmp_path}/x.png"]))
     assert row["error_code"] is None
@@ -331,7 +331,7 @@ def test_items_are_fetched_ahead_but_only_so_many_bytes_of_them(
             return Fetched(data=data, version="1")
 
     stage = Preprocess(preprocess_config(OPTIONS, max_file_bytes=2**25))
-    decoder = stage._started()
+    decoder = stage._lanes[0]._decoder()
     submit = decoder.submit
 
     def decode(data: bytes) -> Decoding:
@@ -426,14 +426,14 @@ def test_a_file_that_is_being_decoded_is_in_memory_once(
             files.append(weakref.ref(data))
             return Fetched(data=data, version="1")
 
-    patches, held = stage._images.patches, []
+    patches, held = stage._processors.images.patches, []
 
     def look(pixels: Any, **options: Any) -> Any:
         held.append([file() is not None for file in files])
         return patches(pixels, **options)
 
     monkeypatch.setattr("pipeline.fetching.storage_for", lambda uri: Remembering())
-    monkeypatch.setattr(stage._images, "patches", look)
+    monkeypatch.setattr(stage._processors.images, "patches", look)
     assert run(stage, manifest_rows(["/0.png"]))[0]["error_code"] is None
     assert held == [[False]]
 
@@ -474,7 +474,7 @@ def test_the_patches_of_a_block_lie_in_one_buffer(
     stage: Preprocess, tmp_path: Path, photo: Photo, manifest_rows: Rows
 ) -> None:
     (tmp_path / "x.png").write_bytes(photo(56, 56))
-    out = stage(nested(manifest_rows([f"{tmp_path}/x.png"] * 3)))
+    out = whole(stage(nested(manifest_rows([f"{tmp_path}/x.png"] * 3))))
     _, offsets, data = out["patches"].combine_chunks().buffers()
     assert np.frombuffer(offsets, np.int64).tolist() == [0, 16 * 588, 32 * 588, 48 * 588]
     assert len(data) == 48 * 588
@@ -489,7 +489,7 @@ def test_a_machine_without_decoder_processes_fails_the_call_and_no_item(
     with closing(Preprocess(preprocess_config())) as stage:
         for _ in range(2):
             with pytest.raises(MachineError, match=r"cannot be started: .*again$"):
-                stage(nested(rows))
+                whole(stage(nested(rows)))
         monkeypatch.undo()
         assert [row["error_code"] for row in run(stage, rows)] == [None]
 

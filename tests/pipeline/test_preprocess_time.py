@@ -18,7 +18,7 @@ from pipeline.preprocess import Preprocess
 from pipeline.progress import Counts
 from processors import MediaInfo
 from processors.sandbox import Decoding
-from tests.support.preprocessing import preprocess_config
+from tests.support.preprocessing import preprocess_config, whole
 from tests.support.progress import Listener
 
 Rows = Callable[..., pa.Table]
@@ -54,7 +54,7 @@ def stage(
 ) -> Iterator[Preprocess]:
     monkeypatch.setattr("pipeline.preprocess._NICENESS", 0)  # This process is no actor's.
     with closing(Preprocess(preprocess_config(), listener)) as stage:
-        stage(block(manifest_rows, 1))  # Starts the decoder process.
+        whole(stage(block(manifest_rows, 1)))  # Starts the decoder process.
         listener.calls.clear()
         yield stage
 
@@ -72,7 +72,7 @@ def test_a_slow_storage_shows_as_fetching(
 ) -> None:
     storage.seconds = 0.1
     began = time.monotonic()
-    stage(block(manifest_rows, 32))
+    whole(stage(block(manifest_rows, 32)))
     wall_s = time.monotonic() - began
     (counts,) = listener.calls
     # Eight at once are four times a tenth of a second.
@@ -91,7 +91,7 @@ def test_a_slow_decoder_process_shows_as_decoding(
         return info(decoding)
 
     monkeypatch.setattr(Decoding, "info", slow)
-    stage(block(manifest_rows, 8))
+    whole(stage(block(manifest_rows, 8)))
     (counts,) = listener.calls
     assert counts.decode_s > 0.4
     assert counts.decode_s > counts.fetch_s + counts.resize_s
@@ -100,14 +100,14 @@ def test_a_slow_decoder_process_shows_as_decoding(
 def test_slow_work_of_its_own_shows_as_resizing_and_whether_it_had_a_cpu(
     stage: Preprocess, listener: Listener, manifest_rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patches = stage._images.patches
+    patches = stage._processors.images.patches
 
     def slow(pixels: Any, **options: Any) -> Any:
         time.sleep(0.05)
         return patches(pixels, **options)
 
-    monkeypatch.setattr(stage._images, "patches", slow)
-    stage(block(manifest_rows, 8))
+    monkeypatch.setattr(stage._processors.images, "patches", slow)
+    whole(stage(block(manifest_rows, 8)))
     (counts,) = listener.calls
     assert counts.resize_s > 0.4
     assert counts.resize_s > counts.fetch_s + counts.decode_s
@@ -121,7 +121,7 @@ def test_calls_that_overlap_take_no_more_time_than_passes(
     blocks = [block(manifest_rows, 16) for _ in range(6)]
     began = time.monotonic()
     with ThreadPoolExecutor(2) as callers:
-        list(callers.map(stage, blocks))
+        list(callers.map(lambda one: whole(stage(one)), blocks))
     wall_s = time.monotonic() - began
     assert len(listener.calls) == 6
     assert 0.5 * wall_s < sum(map(at_work_s, listener.calls)) <= wall_s

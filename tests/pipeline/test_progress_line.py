@@ -18,8 +18,11 @@ from pipeline.progress import Counts
 from pipeline.progress_line import ProgressLine
 from tests.support.progress import workers
 
-FIRST = Counts(items=64, preprocessed=128)
+FIRST = Counts(read=1024, items=64, preprocessed=128)
 LATER = Counts(
+    read=2048,
+    shards_read=1,
+    read_s=0.8,
     items=1472,
     errors=Counter(corrupt=2),
     tokens=73_900,
@@ -111,9 +114,10 @@ def test_a_terminal_has_a_bar_and_a_line_a_stage(line: ProgressLine) -> None:
         r"[━╸╺]{24} 1,472/4,504 140\.8 items/s  7,390 tokens/s  2 errors  0:22 left", bar
     )
     assert stages == [
-        "preprocess  97% busy, 140.8 items/s: fetch 1%, decode 56%, resize 40%",
+        "source      8% busy, 102.4 items/s",
+        "preprocess  97% busy, 140.8 items/s, queue 512: fetch 1%, decode 56%, resize 40%",
         "encode      61% busy, 140.8 items/s, queue 64, fill 92%",
-        "commit      6% busy, 102.4 items/s, queue 448",
+        "commit      3% busy, 102.4 items/s, queue 448",
     ]
 
 
@@ -123,7 +127,7 @@ def test_while_actors_start_there_is_only_the_bar(line: ProgressLine) -> None:
     ]
 
 
-@pytest.mark.parametrize(("width", "rows"), [(80, 4), (79, 1), (40, 1)])
+@pytest.mark.parametrize(("width", "rows"), [(80, 5), (79, 1), (40, 1)])
 def test_a_narrow_terminal_has_fewer_lines_and_no_broken_ones(
     line: ProgressLine, width: int, rows: int
 ) -> None:

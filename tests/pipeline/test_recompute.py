@@ -35,7 +35,7 @@ from pipeline.recompute import _choose, recompute
 from pipeline.record import record
 from pipeline.schema import embedding_type
 from pipeline.verify import verify
-from tests.support.preprocessing import preprocess_config
+from tests.support.preprocessing import preprocess_config, whole
 
 Freeze = Callable[..., tuple[PlanReport, Generation | None]]
 Photo = Callable[..., bytes]
@@ -101,7 +101,7 @@ def embed(output: str, device: Any = "cpu", **options: Any) -> None:
             )
             for shard in shards:
                 block = nest(read_shard(output, shard), [0, shard.rows])
-                commit_shard(encode(preprocess(block)), commit)
+                commit_shard(encode(whole(preprocess(block))), commit)
 
 
 @pytest.fixture

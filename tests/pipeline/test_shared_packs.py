@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoder import next_pack
 from pipeline.block import Block
 from pipeline.shared_packs import SharedPacks
 from tests.support.pack_device import Device, Items, Name, assert_right, block_of
@@ -188,6 +189,23 @@ def test_the_packs_of_one_call_are_filled_longest_first() -> None:
     device, block = Device(), block_of(0, [(1, 2, 4), (1, 4, 6), (1, 4, 4), (1, 4, 8)])
     together(lambda: SharedPacks(device, budget=10, calls=1)(block, range(4)))  # type: ignore[arg-type]
     assert [sorted(lengths) for lengths in device.lengths] == [[2, 8], [4, 6]]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=30),
+    st.integers(1, 100),
+)
+def test_packs_are_those_of_next_pack(sides: list[tuple[int, int]], budget: int) -> None:
+    device = Device()
+    block = block_of(0, [(1, 2 * height, 2 * width) for height, width in sides])
+    SharedPacks(device, budget=budget, calls=1)(block, range(len(sides)))  # type: ignore[arg-type]
+    left = sorted((height * width for height, width in sides), reverse=True)
+    for lengths in device.lengths:
+        taken = next_pack(left, budget)
+        assert sorted(lengths) == sorted(left[at] for at in taken)
+        left = [length for at, length in enumerate(left) if at not in taken]
+    assert left == []
 
 
 def test_a_busy_device_waits_for_a_full_pack_while_more_may_come() -> None:

@@ -13,6 +13,9 @@ from pipeline.stages import Figures, Stage, limit
 from tests.support.progress import workers
 
 BEFORE = Counts(
+    read=256,
+    shards_read=1,
+    read_s=0.25,
     items=100,
     errors=Counter(corrupt=1),
     tokens=1000,
@@ -30,6 +33,9 @@ BEFORE = Counts(
     commit_s=0.5,
 )
 MORE = Counts(
+    read=1280,
+    shards_read=5,
+    read_s=4.0,
     items=1000,
     tokens=9000,
     capacity=10_000,
@@ -61,8 +67,9 @@ def test_shares_are_of_the_actors_time_and_rates_of_the_seconds() -> None:
     found = Figures.of(now, BEFORE, 10.0, workers(preprocess=2, gpus=1.0))
     assert found == Figures(
         seconds=10.0,
-        # Of two actors' twenty seconds.
-        preprocess=Stage(actors=2, blocks=22, items_s=110.0, busy=0.75),
+        source=Stage(actors=1, blocks=5, items_s=128.0, busy=0.4),
+        # Of two actors' twenty. 1536 are read, of which 1264 are preprocessed.
+        preprocess=Stage(actors=2, blocks=22, items_s=110.0, busy=0.75, queue=272),
         # 1264 are preprocessed and 1100 encoded, of which 850 are committed.
         encode=Stage(actors=1, blocks=20, items_s=100.0, busy=0.6, queue=164),
         commit=Stage(actors=2, blocks=2, items_s=80.0, busy=0.2, queue=250),
@@ -90,15 +97,16 @@ def test_a_block_that_took_longer_than_what_is_looked_at_is_a_whole_share() -> N
 
 
 def test_reports_that_overtake_each_other_leave_no_negative_queue() -> None:
-    counts = Counts(items=64, committed=100)
+    counts = Counts(items=64, preprocessed=32, committed=100)
     found = Figures.of(counts, Counts(), 1.0, workers())
-    assert (found.encode.queue, found.commit.queue) == (0, 0)
+    assert [found.preprocess.queue, found.encode.queue, found.commit.queue] == [0, 0, 0]
 
 
 def test_each_stage_has_a_line_and_all_have_one_together() -> None:
     found = Figures.of(summed(BEFORE, MORE), BEFORE, 10.0, workers(gpus=1.0))
     assert found.lines() == {
-        "preprocess": "100% busy, 110.0 items/s: fetch 17%, decode 50%, resize 33%",
+        "source": "40% busy, 128.0 items/s",
+        "preprocess": "100% busy, 110.0 items/s, queue 272: fetch 17%, decode 50%, resize 33%",
         "encode": "60% busy, 100.0 items/s, queue 164, fill 90%, 25% of the ceiling",
         "commit": "20% busy, 80.0 items/s, queue 250",
     }
@@ -107,14 +115,22 @@ def test_each_stage_has_a_line_and_all_have_one_together() -> None:
     )
 
 
-def stage(busy: float, *, items_s: float = 100.0, actors: int = 1, blocks: int = 50) -> Stage:
-    return Stage(actors=actors, blocks=blocks, items_s=items_s, busy=busy, queue=0)
+def stage(
+    busy: float,
+    *,
+    items_s: float = 100.0,
+    actors: int = 1,
+    blocks: int = 50,
+    queue: int | None = 100,
+) -> Stage:
+    return Stage(actors=actors, blocks=blocks, items_s=items_s, busy=busy, queue=queue)
 
 
 def figures(preprocess: Stage, encode: Stage, commit: float = 0.03, **others: Any) -> Figures:
     """Those of half a minute, in which the preprocessing actors mostly decode."""
     known = Figures(
         seconds=30.0,
+        source=stage(0.02, actors=8, queue=None),
         preprocess=preprocess,
         encode=encode,
         commit=stage(commit),
@@ -204,6 +220,21 @@ def test_where_no_stage_is_busy_none_is_named() -> None:
     assert named(figures(stage(0.5), stage(0.6))) == (
         "not known: none of the stages was busy enough to be the limit (preprocess 50% busy, "
         "encode 60%, commit 3%)"
+    )
+
+
+def test_stages_that_wait_for_rows_are_limited_by_the_driver() -> None:
+    assert named(figures(stage(0.5, queue=3, actors=4), stage(0.6))) == (
+        "the driver, which feeds too little to stages that wait for it (preprocess 50% busy, "
+        "encode 60%, commit 3%): start several, each with its own --shards"
+    )
+
+
+def test_source_tasks_that_always_read_are_the_limit() -> None:
+    source = stage(0.9, actors=8, queue=None)
+    assert named(figures(stage(0.5, queue=0), stage(0.6), source=source)) == (
+        "source (preprocess 50% busy, encode 60%, commit 3%): storage for --output that answers "
+        "sooner: shards of the manifest lie there"
     )
 
 

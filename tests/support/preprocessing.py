@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+
+import pyarrow as pa
 
 from pipeline.limits import Limits
 from pipeline.options import ProcessorOptions
@@ -37,3 +40,8 @@ def preprocess_config(
     )
     anywhere = Reach(roots=("/",))
     return PreprocessConfig(limits=replace(ample, **limits), options=options, reach=anywhere)
+
+
+def whole(parts: Iterator[pa.Table]) -> pa.Table:
+    """All rows of a call, in order."""
+    return pa.concat_tables(parts)

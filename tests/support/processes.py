@@ -14,8 +14,8 @@ import pytest
 import ray
 import torch
 
-from pipeline.attempts import Attempts
 from pipeline.encode import Encode, EncodeConfig
+from pipeline.notes import Notes
 from tests.support.encoding import DEFAULTS, Grid
 
 
@@ -27,7 +27,7 @@ class Ray:
     """Stands for Ray: answers at once, starts ended processes again and repeats their calls."""
 
     def __init__(self) -> None:
-        self.attempts = Attempts()
+        self.notes = Notes(1)
         self.process: Encode | None = None
         self.ended = 0
         self._ends = threading.Event()
@@ -38,7 +38,7 @@ class Ray:
             with self._one_at_a_time:
                 if self._ends.is_set():
                     raise Ended
-                return getattr(self.attempts, name)(*args, **options)
+                return getattr(self.notes, name)(*args, **options)
 
         return SimpleNamespace(remote=remote)
 
@@ -46,7 +46,7 @@ class Ray:
         while True:
             try:
                 if self.process is None:
-                    self.process = Encode(EncodeConfig(**{**DEFAULTS, **options}), None, self)
+                    self.process = Encode(EncodeConfig(**{**DEFAULTS, **options}), self)
                 return self.process(rows)
             except Ended:
                 self.process = None
@@ -61,7 +61,7 @@ class Ray:
         config = EncodeConfig(**{**DEFAULTS, "calls": len(blocks), **options})
         found: dict[int, pa.Table] = {}
         while left := [n for n in range(len(blocks)) if n not in found]:
-            self.process = Encode(config, None, self)
+            self.process = Encode(config, self)
             threads = [_Call(self.process, blocks[n], self._ends) for n in left]
             for thread in threads:
                 thread.start()
@@ -101,6 +101,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Ray:
 
     here = SimpleNamespace(
         get_actor_id=lambda: "actor",
+        get_task_id=lambda: "task",
         get_node_id=lambda: "0123456789",
         get_accelerator_ids=lambda: {"GPU": ["3"]},
     )

@@ -34,4 +34,5 @@ def workers(*, preprocess: int = 1, encode: int = 1, gpus: float = 0.0) -> Worke
         encode_bytes=1,
         most_threads=1,
         commits=2 if gpus else 1,
+        most_commits=2,
     )
