@@ -168,6 +168,7 @@ def test_a_pack_is_started_without_a_wait(
         runner = PackRunner(model, device="cuda", pool=pool, features=level, keep_tokens=True)
         ((part, results),) = runner.start(levels, sizes)
     assert part == slice(0, 6) and results is not None
+    assert not [name for name in cuda.gpu.calls if "synchronize" in name or "query" in name]
     results.wait()
     tokens = sum(h * w for h, w in sizes) // 4
     assert (results.vectors.shape, results.vectors.dtype) == ((6, 4096), torch.float32)

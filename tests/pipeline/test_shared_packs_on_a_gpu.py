@@ -157,6 +157,16 @@ def test_memory_that_runs_out_at_any_call_costs_no_item(expected: Any, grids: Gr
         assert "empty cache" in gpu.calls, (at, name)
 
 
+def test_an_item_that_never_fits_fails_and_its_neighbours_do_not(expected: Any) -> None:
+    grids: Grids = [(1, 2, 2), (1, 24, 24), (1, 2, 4)]
+    block, gpu = block_of(0, grids), Gpu()
+    with shared_packs(gpu, budget=200) as packs:
+        gpu.free_bytes = 10**6  # Of the large item's patches, as floats, there are 1.4 MB.
+        packs(block, range(3))
+    assert sorted(block.failures) == [1]
+    assert_right(block, expected(0, tuple(grids)), lost=True)
+
+
 @pytest.mark.parametrize("kind", ["sticky", "late"])
 def test_a_device_that_breaks_at_any_call_gives_an_error_and_no_result(
     expected: Any, kind: Kind
