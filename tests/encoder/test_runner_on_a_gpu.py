@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder import PackResults, PackRunner
-from tests.support import simulated_gpu
 from tests.support.simulated_cuda import simulate
-from tests.support.simulated_gpu import (
-    Gpu,
+from tests.support.simulated_gpu import Block, Gpu
+from tests.support.simulated_streams import (
+    Event,
     Order,
+    Stream,
     any_order,
     default_stream_first,
     earliest,
@@ -138,10 +139,10 @@ def nothing(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("part", "call", "order"),
     [
-        (simulated_gpu.Stream, "wait_stream", latest),
-        (simulated_gpu.Stream, "wait_stream", default_stream_first),
-        (simulated_gpu.Block, "record_stream", side_streams_first),
-        (simulated_gpu.Event, "synchronize", latest),
+        (Stream, "wait_stream", latest),
+        (Stream, "wait_stream", default_stream_first),
+        (Block, "record_stream", side_streams_first),
+        (Event, "synchronize", latest),
     ],
 )
 def test_a_wait_that_is_left_out_is_found(

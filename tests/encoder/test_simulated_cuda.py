@@ -21,8 +21,8 @@ from encoder import (
     check_encoder,
 )
 from encoder.reference import attention
+from tests.support.cuda_patches import HostWaitsError
 from tests.support.simulated_cuda import (
-    HostWaitsError,
     MixedDevicesError,
     Operation,
     SimulatedCuda,
@@ -73,6 +73,7 @@ ways = pytest.mark.parametrize(
         (torch.bfloat16, (9, 0), "sdpa", "aten.scaled_dot_product_attention.default"),
         (torch.bfloat16, (9, 0), "math", "aten.scaled_dot_product_attention.default"),
     ],
+    ids=["bfloat16 A100", "float16 H100", "float16 T4", "float32 H100", "sdpa", "math"],
 )
 
 

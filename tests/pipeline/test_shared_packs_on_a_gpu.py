@@ -18,7 +18,8 @@ from encoder import PackResults, PackRunner, is_device_error
 from pipeline.block import Block, Levels
 from pipeline.shared_packs import SharedPacks
 from tests.support.simulated_cuda import SimulatedCuda, simulate
-from tests.support.simulated_gpu import Fault, Gpu, Kind, any_order
+from tests.support.simulated_gpu import Gpu
+from tests.support.simulated_streams import Fault, Kind, any_order
 from tests.support.towers import SMALL, random_model
 
 CONFIG = replace(SMALL, depth=1)

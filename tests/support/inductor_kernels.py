@@ -47,7 +47,7 @@ from encoder.attention import Segments
 from encoder.blocks import Block
 from encoder.config import PRESETS
 from encoder.model import _compiled, _run_block
-from tests.support.simulated_cuda import get_item
+from tests.support.cuda_patches import get_item
 
 # As wide as the default tower's.
 CONFIG = PRESETS["large"]
