@@ -3,7 +3,8 @@
 The whole pipeline runs on Ray over a manifest of files that are not there, with stages that do
 nothing but report: no bytes are read, patches are a few bytes long, vectors are zeros. Blocks have
 the rows that the real files' sizes and patches would give them. What is left is what the engine,
-the driver, the coordinator beside it and the actors' own bookkeeping take.
+the driver, the coordinator beside it and the actors' own bookkeeping take. `floor` is what Ray Data
+itself takes of a block that one stage of actors hands on as it is.
 
     python -m benchmarks.driver [--items N] [--actors N]
 
@@ -40,6 +41,7 @@ PIXELS_A_PATCH = 14 * 14
 # A driver that is busier than this share of its core is late.
 BUSY = 0.8
 WIDTH = 256
+FLOOR, FLOOR_BLOCKS = "floor", 2000
 # What goes through Ray in place of an image's patches.
 PATCHES = bytes(2352)
 
@@ -85,28 +87,36 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2, help="of each of the two stages")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.case == FLOOR:
+        print(json.dumps(run_floor(arguments.actors)))
+        return
     if arguments.case:
         images = CASES[arguments.case]
         print(json.dumps(run(images, arguments.items or images.items, arguments.actors)))
         return
     found = {}
-    for name in CASES:
+    for name in (FLOOR, *CASES):
         command = [sys.executable, "-m", "benchmarks.driver", "--case", name]
         command += ["--actors", str(arguments.actors)]
         command += ["--items", str(arguments.items)] if arguments.items else []
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         found[name] = json.loads(out.splitlines()[-1])
         print("\n".join(describe(name, found[name])), flush=True)
-    report.write("driver", {"actors_a_stage": arguments.actors, "cases": found})
+    floor = found.pop(FLOOR)
+    results = {"actors_a_stage": arguments.actors, "floor": floor, "cases": found}
+    report.write("driver", results)
 
 
 def describe(name: str, found: dict[str, Any]) -> Iterator[str]:
     """A case's figures as lines to read."""
+    parts = ", ".join(f"{part} {ms:.2f}" for part, ms in found["cpu_ms_a_block"].items())
+    if name == FLOOR:
+        yield f"{name}: CPU ms a block: {parts}"
+        return
     yield (
         f"{name}: {found['rows_a_block']:.0f} rows a block, {found['items_s']:,.0f} images/s = "
         f"{found['blocks_s']:.0f} blocks/s here"
     )
-    parts = ", ".join(f"{part} {ms:.2f}" for part, ms in found["cpu_ms_a_block"].items())
     yield f"  CPU ms a block: {parts}"
     yield (
         f"  a driver with a core of its own: {found['driver_items_s']:,.0f} images/s, which is "
@@ -173,6 +183,40 @@ def run(images: Images, items: int, actors: int) -> dict[str, Any]:
         "driver_items_s": rate,
         "h200s": rate * images.pixels / PIXELS_A_PATCH / H200_PATCHES_S,
     }
+
+
+def run_floor(actors: int) -> dict[str, Any]:
+    """What Ray Data takes of a block that does not change, by the stage's actors and the driver."""
+    from pipeline.cluster import quiet  # noqa: PLC0415 (comes before Ray)
+
+    quiet()
+    import ray  # noqa: PLC0415
+    import ray.data  # noqa: PLC0415
+
+    class HandOn:
+        def __call__(self, block: pa.Table) -> pa.Table:
+            return block
+
+    ray.init(num_cpus=2 * actors, include_dashboard=False, log_to_driver=False)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None
+    rows = pa.table({"id": range(31), "patches": [PATCHES] * 31})
+    blocks = ray.data.from_arrow([rows] * FLOOR_BLOCKS).map_batches(
+        HandOn,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+    )
+    seen = []
+    for number, _ in enumerate(blocks.iter_internal_ref_bundles()):
+        if number in (FLOOR_BLOCKS // 4, FLOOR_BLOCKS - FLOOR_BLOCKS // 20):
+            seen.append((number, cpu_seconds()))
+    (first, before), (last, after) = seen
+    names = {"driver": "driver", "stage": "other stages"}
+    spent = {name: 1e3 * (after[part] - before[part]) for name, part in names.items()}
+    return {"cpu_ms_a_block": {name: round(ms / (last - first), 3) for name, ms in spent.items()}}
 
 
 class Blocks:
@@ -293,6 +337,7 @@ def cpu_seconds() -> dict[str, float]:
 PARTS = {
     "preprocess": "(Preprocess)",
     "encode": "(Encode)",
+    "other stages": "ray::MapWorker",
     "coordinator": "ray::Notes",
     "source and commits": "ray::",
     "raylet": "raylet",

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.budgets import Claims
-from pipeline.config import ComputeDevice, Device, EmbedConfig
+from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
 from pipeline.errors import ClusterError, UsageError
+from pipeline.gpus import compare_with_driver, count_gpus, warn
 from pipeline.head_start import head_start, in_cluster
 from pipeline.one_machine import (
     SYSTEM_CONFIG,
@@ -32,8 +33,6 @@ from pipeline.one_machine import (
 )
 from pipeline.strangers import refuse_open_cluster
 
-# What drivers of GPUs put there: NVIDIA's, that of Windows' subsystem, AMD's.
-_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # The object store's: at least, and where there is room, for each GPU or all CPUs. A GPU's encoder
 # has up to 17 blocks at once, and some wait for it. A clip at the family's own size has up to
 # 240 MB of patches: of 512 MiB, each had to wait for the last, and 24 took 110 s instead of 86.
@@ -75,6 +74,8 @@ class Workers:
     decoders_an_actor: int = 1
     """Decoder processes of a preprocessing actor: more than one where a driver would otherwise have
     more actors than it is good for."""
+    waiting: int = 0
+    """Encoders asked for beyond `encode`, for which no GPU has room; see `pipeline.gpu_demand`."""
 
     @property
     def decoders(self) -> int:
@@ -94,7 +95,8 @@ class Workers:
 
     def __str__(self) -> str:
         kind = "GPU" if self.encode_gpus else "CPU"
-        return f"{self.preprocess} preprocess and {self.encode} {kind} encoder actors"
+        waiting = f" ({self.waiting} more wait for GPUs)" if self.waiting else ""
+        return f"{self.preprocess} preprocess and {self.encode} {kind} encoder actors{waiting}"
 
 
 def quiet() -> None:
@@ -180,6 +182,8 @@ def _init(*, verbose: bool, device: ComputeDevice) -> None:
         options |= {
             "address": "local",
             "object_store_memory": _object_store_bytes(device),
+            # Ray counts with libraries of the driver: it may see GPUs that torch does not.
+            "num_gpus": count_gpus() if device == "cuda" else 0,
             "include_dashboard": False,
             # Workers have this process's environment, and nobody is there to make them another.
             "_skip_env_hook": True,
@@ -206,33 +210,38 @@ def _object_store_bytes(device: ComputeDevice) -> int:
         free = shutil.disk_usage(_SHARED_MEMORY).free
     except OSError:  # There is none, and Ray keeps its objects in a file.
         return _LEAST_OBJECT_STORE_BYTES
-    wanted = (int(_gpus()) if device == "cuda" else 1) * _OBJECT_STORE_BYTES
+    wanted = (count_gpus() if device == "cuda" else 1) * _OBJECT_STORE_BYTES
     most = min(0.9 * free, _OBJECT_STORE_SHARE * system_memory())
     return max(_LEAST_OBJECT_STORE_BYTES, int(min(wanted, most)))
 
 
-def choose_device(device: Device) -> ComputeDevice:
-    """The device that `auto` means here. Inside a cluster, Ray must be joined already.
+def choose_device(config: RunConfig) -> ComputeDevice:
+    """The device of a run. Inside a cluster, Ray must be joined already.
+
+    Prints a line if torch does not see all GPUs of a machine that is not in a cluster.
 
     Raises:
-        UsageError: CUDA is asked for and there is none.
+        UsageError: CUDA is asked for and there is none, or it has no room for an encoder.
     """
-    if device == "cpu":
+    if config.device == "cpu":
         return "cpu"
-    found = _gpus() > 0
-    if device == "cuda" and not found:
-        raise UsageError("--device cuda: there is no CUDA GPU here; use --device cpu")
-    return "cuda" if found else "cpu"
-
-
-def _gpus() -> float:
     if in_cluster():
-        return _resources().get("GPU", 0.0)
-    if not any(Path(driver).exists() for driver in _GPU_DRIVERS):
-        return 0.0  # Importing torch to be told so would take a second.
-    import torch  # noqa: PLC0415
-
-    return float(torch.cuda.device_count())
+        found = int(_resources().get("GPU", 0))
+        if config.device == "cuda" and not found:
+            raise UsageError("--device cuda: no node of the cluster has a GPU; use --device cpu")
+        return "cuda" if found else "cpu"
+    found, hidden = count_gpus(), compare_with_driver()
+    if config.device == "cuda" and not found:
+        raise UsageError(
+            f"--device cuda: {hidden or 'there is no CUDA GPU here'}; otherwise use --device cpu"
+        )
+    if hidden is not None:
+        warn(hidden if found else f"{hidden}; this run computes on the CPU")
+    if found and not _encoders_on({"GPU": found}, config.gpus_per_encoder):
+        raise UsageError(
+            f"--gpus-per-encoder {config.gpus_per_encoder:g}: this machine has {found} GPUs"
+        )
+    return "cuda" if found else "cpu"
 
 
 def _resources() -> dict[str, float]:
@@ -251,17 +260,22 @@ def _nodes() -> list[dict[str, float]]:
 
 def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> Workers:
     """How the cluster's CPUs, GPUs and memory are shared out; what the user says goes."""
-    resources = _resources()
-    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
-    per_cpu, encoders, fitting = _memory(_nodes(), claims, device)
+    nodes, gpus_each = _nodes(), config.gpus_per_encoder
+    cpus = max(1, int(_resources().get("CPU", 1)))
+    per_cpu, encoders, fitting = _memory(nodes, claims, device, gpus_each)
     # A cluster's CPUs may be those of another machine, or of somebody else by then.
     alone = device == "cpu" and not in_cluster()
+    waiting = 0
     if device == "cuda":
-        encode = config.encoder_actors or max(1, gpus)
+        room = sum(_encoders_on(node, gpus_each) for node in nodes)
+        # An actor without a GPU would take that of one that is to be started again, whose calls
+        # would then wait for ever.
+        asked = config.encoder_actors or max(1, room)
+        encode = min(asked, max(1, room))
+        waiting = asked - encode
         preprocess, decoders = _preprocess_actors(config, min(sum(fitting), cpus), fitting, encode)
         # A GPU's actor feeds it and little more: claiming a CPU could keep it off its machine.
-        cpu_actors, encode_cpus = preprocess * decoders, 0.0
-        encode_gpus = 1 / -(-encode // max(1, gpus))
+        cpu_actors, encode_cpus, encode_gpus = preprocess * decoders, 0.0, gpus_each
     else:
         encode = config.encoder_actors or min(encoders, max(1, cpus // 2), _MOST_ACTORS // 2)
         # Encoders come first at a CPU, and where files take longer than packs, as clips do, none
@@ -287,6 +301,7 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
         commits=commits,
         most_commits=max(commits, min(_MOST_COMMITS_OF_A_CLUSTER, cpus)),
         decoders_an_actor=decoders,
+        waiting=waiting,
     )
 
 
@@ -309,8 +324,14 @@ def _preprocess_actors(
     return min(files // decoders, sum(most // decoders for most in fitting)), decoders
 
 
+def _encoders_on(node: dict[str, float], gpus_each: float) -> int:
+    """Returns the number of encoders that a node's GPUs have room for: no fraction spans two."""
+    gpus = int(node.get("GPU", 0))
+    return gpus * int(1 / gpus_each) if gpus_each < 1 else gpus // int(gpus_each)
+
+
 def _memory(
-    nodes: list[dict[str, float]], claims: Claims, device: ComputeDevice
+    nodes: list[dict[str, float]], claims: Claims, device: ComputeDevice, gpus_each: float
 ) -> tuple[float, int, list[int]]:
     """Bytes for every CPU, on the machine that has the fewest; and how many actors have room.
 
@@ -323,7 +344,7 @@ def _memory(
         if not cpus:
             continue
         encode += int(min(cpus, most / claims.encode))
-        encoders = node.get("GPU", 0.0)
+        encoders: float = _encoders_on(node, gpus_each)
         if device == "cpu":
             encoders = max(1.0, min(cpus // 2, most // claims.encode))
         left = max(0.0, most - encoders * claims.encode)

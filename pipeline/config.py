@@ -26,7 +26,8 @@ Animated = Literal["image", "video"]
 Decode = Literal["exact", "fast"]
 Device = Literal["auto", "cpu", "cuda"]
 ComputeDevice = Literal["cpu", "cuda"]
-ComputeDtype = Literal["float32", "bfloat16"]
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Without these, help and error messages would spell out the None that stands for "not given".
 Count = Annotated[int | None, arg(metavar="INT")]
@@ -36,6 +37,7 @@ Text = Annotated[str | None, arg(metavar="STR")]
 DEFAULT_SHARD_ROWS = 4096
 # A shard is one block of the engine, in the memory of one task.
 MOST_SHARD_ROWS = 2**20
+_LEAST_GPU_SHARE = 0.0001  # Ray schedules by multiples of it.
 
 
 def slice_of(shards: str | None) -> tuple[int, int | None]:
@@ -121,7 +123,11 @@ class RunConfig(OutputConfig):
     device: Device = "auto"
     """Where the encoder runs; auto takes CUDA where there is one."""
     encoder_actors: Count = None
-    """Encoder processes; one a GPU, or one for every two CPUs, where not given."""
+    """Encoder processes; as many as the GPUs have room for, or one for every two CPUs, where not
+    given. More than the GPUs have room for wait until there are more GPUs."""
+    gpus_per_encoder: float = 1.0
+    """GPUs that each encoder process claims; with a fraction, such as 0.5, several share a GPU and
+    each may use that fraction of its memory."""
     preprocess_actors: Count = None
     """Preprocessing processes; one for every CPU where not given, and in a cluster without GPUs one
     for every CPU that encoders leave; fewer where memory is short."""
@@ -152,6 +158,12 @@ class RunConfig(OutputConfig):
         self.limits()
         if not 0.0 <= self.max_error_rate <= 1.0:
             raise UsageError(f"--max-error-rate must be within 0 and 1, got {self.max_error_rate}")
+        share = self.gpus_per_encoder
+        if not (_LEAST_GPU_SHARE <= share <= 1 or (share > 1 and share % 1 == 0)):
+            raise UsageError(
+                "--gpus-per-encoder must be a whole number, or a fraction of at least "
+                f"{_LEAST_GPU_SHARE}, got {share}"
+            )
 
     def limits(self, begun: Limits | None = None) -> Limits:
         """What one file may cost.
@@ -204,6 +216,9 @@ class EmbedConfig(RunConfig, InputConfig):
     """Tokens after the merger, or the last hidden state before it."""
     normalize: bool = False
     """Scale vectors to length 1."""
+    dtype: Dtype = "auto"
+    """Type of the encoder's matrix products. auto is the one that the output was begun with; for a
+    new one bfloat16 on CUDA, float16 on GPUs of compute capability below 8.0, float32 on a CPU."""
     output_dtype: OutputDtype = "float32"
     """Type of the stored vectors."""
     shards: Text = None

@@ -27,6 +27,8 @@ from pipeline.errors import (
     ResizedError,
     StorageError,
 )
+from pipeline.gpu_demand import GpuDemand
+from pipeline.gpus import warn
 from pipeline.identity import Identity, fingerprint
 from pipeline.idle_cpus import Sharing
 from pipeline.location import join
@@ -87,6 +89,11 @@ def _pass(
     encode = EncodeConfig.of(config, what, budget)
     claimed = claims(preprocess, encode, what.encoder.config)
     workers = plan_workers(config, what.device, claimed)
+    if workers.waiting:
+        warn(
+            f"GPUs have room for {workers.encode} of {config.encoder_actors} encoder actors; the "
+            "others wait for more GPUs; --gpus-per-encoder 0.5 would let two share one"
+        )
     items = sum(shard.rows for shard in shards)
     limits = build.call_limits(items, workers, what.device, preprocess)
     preprocess = replace(preprocess, decoders=workers.decoders_an_actor)
@@ -100,7 +107,9 @@ def _pass(
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )
-    brake = Brake(rate.watch, Machines(config, what.device, claimed, workers).watch)
+    demand = GpuDemand(workers)
+    machines = Machines(config, what.device, claimed, workers)
+    brake = Brake(rate.watch, machines.watch, demand.watch)
     line = ProgressLine(notes, items, workers=workers, watch=brake.watch)
     found = build.run(
         shards,
@@ -111,7 +120,7 @@ def _pass(
         workers=workers,
         notes=notes,
     )
-    with brake, _told_in_a_line(), line, closing(found):
+    with brake, _told_in_a_line(), demand, line, closing(found):
         seen: set[str] = set()
         for done in found:
             if done.node not in seen:

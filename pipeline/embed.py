@@ -41,10 +41,12 @@ def embed(config: EmbedConfig, *, on_plan: Callable[[PlanReport], None]) -> Summ
     run = recorded(output)
     limits = config.limits(None if run is None else run.limits)
     config = replace(config, output=output, **asdict(limits))
+    if run is not None and config.dtype == "auto":
+        config = replace(config, dtype=run.semantics["compute_dtype"])
 
     def prepare() -> tuple[Identity, list[Generation]]:
         begun_with = None if run is None else run.encoder
-        what = identity(config, choose_device(config.device), begun_with)
+        what = identity(config, choose_device(config), begun_with)
         begun = check_resumable(config.output, what.semantics)
         existing, default = generations(config.output), default_shard_rows(what)
         check_shard_size(existing[0].shard_rows if existing else config.shard_rows or default, what)

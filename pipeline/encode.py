@@ -47,6 +47,7 @@ class EncodeConfig:
 
     Attributes:
         calls: The most calls at once, which share packs.
+        gpu_share: GPUs that each encoder claims; below 1, also its fraction of a GPU's memory.
         sharing: Of one machine's CPUs; None where an encoder has one thread, whatever else happens.
     """
 
@@ -61,6 +62,7 @@ class EncodeConfig:
     normalize: bool
     output_dtype: OutputDtype
     calls: int = 1
+    gpu_share: float = 1.0
     sharing: Sharing | None = None
 
     @classmethod
@@ -83,6 +85,7 @@ class EncodeConfig:
             normalize=config.normalize,
             output_dtype=config.output_dtype,
             calls=_CALLS[what.device],
+            gpu_share=config.gpus_per_encoder,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from encoder import PRESETS, checkpoint_digest, pin_location, preset_digest, vision_tensors
 from pipeline.config import ComputeDevice, ComputeDtype, EmbedConfig
 from pipeline.errors import UsageError
+from pipeline.gpus import default_dtype
 from pipeline.location import digest
 from pipeline.options import ProcessorOptions, processor_options
 from pipeline.origin import Encoder, absolute, has_changed, versions_of
@@ -70,25 +71,22 @@ class Identity:
     @property
     def dtype(self) -> ComputeDtype:
         """Of the encoder's matrix products."""
-        return compute_dtype(self.device)
-
-
-def compute_dtype(device: ComputeDevice) -> ComputeDtype:
-    """bfloat16 on CUDA, float32 on a CPU."""
-    return "bfloat16" if device == "cuda" else "float32"
+        dtype: ComputeDtype = self.semantics["compute_dtype"]
+        return dtype
 
 
 def identity(config: EmbedConfig, device: ComputeDevice, begun: Encoder | None = None) -> Identity:
     """What `config` comes to on `device`.
 
     Args:
-        config: What to embed, and how.
+        config: What to embed, and how; its dtype `auto` is that of a new output.
         device: Where the encoder runs.
         begun: What the output was begun with and keeps. If `--encoder` names it and its files have
             not changed, it is not read again: they may be gone.
 
     Raises:
         UsageError: The encoder or its processor cannot be used.
+        PatchflowError: The GPUs that decide the dtype cannot be looked at.
     """
     encoder = _identify(config, begun)
     options = processor_options(config, encoder.brought, encoder.config)
@@ -107,7 +105,7 @@ def identity_of(
         "pool": config.pool,
         "features": config.features,
         "normalize": config.normalize,
-        "compute_dtype": compute_dtype(device),
+        "compute_dtype": default_dtype(device) if config.dtype == "auto" else config.dtype,
         "output_dtype": config.output_dtype,
         "semantics_version": SEMANTICS_VERSION,
     }

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.block import Block, Levels
 from pipeline.errors import DeviceError
+from pipeline.gpus import check_visible, torch_device
 from pipeline.imports import collector_at_rest
 from pipeline.shared_packs import SharedPacks
 
@@ -27,24 +28,32 @@ class PackedEncoder:
         with collector_at_rest():
             import torch  # noqa: PLC0415 (only the actor pays its second)
 
-            from encoder import CompileError, PackRunner, ceiling_flop_s, load_encoder  # noqa: PLC0415
+            from encoder import (  # noqa: PLC0415
+                CompileError,
+                PackRunner,
+                ceiling_flop_s,
+                load_encoder,
+            )
 
         torch.set_num_threads(1)
-        self._config = config
-        dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-        self._model = load_encoder(
-            config.location, seed=config.seed, device=config.device, dtype=dtype
-        )
         if config.device == "cuda":
+            check_visible()
+        self._config = config
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        device = torch_device(config.device)
+        if device == "cuda" and config.gpu_share < 1:
+            torch.cuda.set_per_process_memory_fraction(config.gpu_share)
+        self._model = load_encoder(config.location, seed=config.seed, device=device, dtype=dtype)
+        if device == "cuda":
             try:
                 self._model.compile_blocks()
             except CompileError as error:
                 warnings.warn(str(error), stacklevel=2)
-        self.ceiling_flop_s = ceiling_flop_s(config.device, dtype)
-        self.device_name = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
+        self.ceiling_flop_s = ceiling_flop_s(device, dtype)
+        self.device_name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         runner = PackRunner(
             self._model,
-            device=config.device,
+            device=device,
             pool=config.pool,
             features=config.features,
             keep_tokens=config.level == "token",

@@ -44,6 +44,7 @@ class Recorded:
         return EmbedConfig(
             encoder=self.encoder.location,
             seed=self.seed or 0,
+            dtype=self.semantics["compute_dtype"],
             output_dtype=self.semantics["output_dtype"],
             decode=decode_of(self.semantics),
             **{name: self.semantics[name] for name in names},
@@ -118,7 +119,7 @@ def check_resumable(output: str, semantics: dict[str, Any]) -> bool:
         )
         raise UsageError(
             f"{output} was made with another configuration: {differ}. "
-            "Give the same options to resume (compute_dtype is --device's, decode --decode's), "
+            "Give the same options to resume (compute_dtype is --dtype's, decode --decode's), "
             "or choose another --output"
         )
     return True

@@ -65,7 +65,7 @@ def retry(config: RetryConfig, *, on_plan: Callable[[RetryReport], None]) -> Sum
     recipe = run.embed_config(config, output)
 
     def prepare() -> tuple[Identity, list[Generation]]:
-        what = run.identity(recipe, choose_device(config.device))
+        what = run.identity(recipe, choose_device(config))
         check_resumable(output, what.semantics)
         report, existing = plan_retry(output, config.code, follow_links=config.follow_links)
         on_plan(report)

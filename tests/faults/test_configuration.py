@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ SEMANTIC = {
     "pool": ("max", "pool"),
     "features": ("last_hidden_state", "features"),
     "normalize": (True, "normalize"),
+    "dtype": ("bfloat16", "compute_dtype"),
     "output_dtype": ("float16", "output_dtype"),
 }
 FREE = {
     "max_error_rate": 0.5,
     "encoder_actors": 3,
+    "gpus_per_encoder": 0.5,
     "preprocess_actors": 3,
     "token_budget": 77,
     "max_file_bytes": 12345,
@@ -90,9 +93,15 @@ def test_several_fields_are_all_named(begun: EmbedConfig) -> None:
         assert words in str(refused.value)
 
 
-def test_another_device_is_another_compute_dtype(begun: EmbedConfig) -> None:
-    with pytest.raises(UsageError, match="compute_dtype was float32, now bfloat16"):
-        check_resumable(begun.output, identity(begun, "cuda").semantics)
+def test_another_dtype_is_refused_and_the_same_one_is_not(begun: EmbedConfig) -> None:
+    assert resume(begun, dtype="float32")
+    with pytest.raises(UsageError, match=r"compute_dtype was float32, now float16.* is --dtype's"):
+        resume(begun, dtype="float16")
+
+
+def test_a_dtype_that_is_given_holds_on_any_device(begun: EmbedConfig) -> None:
+    config = replace(begun, dtype="float32")
+    assert check_resumable(begun.output, identity(config, "cuda").semantics)
 
 
 def test_another_schema_version_is_refused(begun: EmbedConfig) -> None:

@@ -83,7 +83,7 @@ def run(path: Path) -> dict[str, Any]:
     shards = []
     error = None
     try:
-        for done in committed(stream, config, progress, workers()):
+        for done in committed(stream, config, progress, workers(gpus=1.0)):
             shards.append(done.marker.shard)
     except Exception as raised:
         error = [kind.__name__ for kind in type(raised).__mro__]

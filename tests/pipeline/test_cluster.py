@@ -58,6 +58,7 @@ def test_where_memory_is_short_fewer_actors_preprocess() -> None:
     assert planned([node(32, 34)]).preprocess == 7
     assert planned([node(8, 11, gpus=1)], "cuda").preprocess == 4
     assert planned([node(8, 11, gpus=1)] * 3, "cuda").preprocess == 12
+    assert planned([node(8, 11, gpus=1)], "cuda", gpus_per_encoder=0.5).preprocess == 3
     # So do fewer encoders run on CPUs, if their weights take all.
     found = planned([node(32, 34)], claims=(2.5, 10))
     assert (found.preprocess, found.encode) == (1, 3)
@@ -150,7 +151,7 @@ def test_the_object_store_is_as_large_as_memory_has_room(
     expected: float,
 ) -> None:
     usage = shutil._ntuple_diskusage(0, 0, int(shared_gib * GIB))
-    monkeypatch.setattr(cluster, "_gpus", lambda: 4.0)
+    monkeypatch.setattr(cluster, "count_gpus", lambda: 4)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(cluster, "system_memory", lambda: int(memory_gib * GIB))
     assert cluster._object_store_bytes(device) / GIB == pytest.approx(expected)
@@ -160,6 +161,35 @@ def test_a_machine_s_memory_is_known_with_any_ray(monkeypatch: pytest.MonkeyPatc
     told = one_machine.system_memory()
     monkeypatch.setattr(one_machine, "is_known_ray", lambda: False)
     assert GIB < told <= one_machine.system_memory()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "encode", "waiting", "share"),
+    [
+        ([8], {}, 8, 0, 1),
+        ([8], {"encoder_actors": 9}, 8, 1, 1),
+        ([2, 0, 1], {"encoder_actors": 3}, 3, 0, 1),
+        ([2, 0, 1], {"encoder_actors": 5}, 3, 2, 1),
+        ([2], {"encoder_actors": 1}, 1, 0, 1),
+        ([0], {"encoder_actors": 3}, 1, 2, 1),  # A pool of none would ask for nothing.
+        ([0], {}, 1, 0, 1),
+        ([2, 1], {"gpus_per_encoder": 0.5}, 6, 0, 0.5),
+        ([4], {"gpus_per_encoder": 0.3}, 12, 0, 0.3),  # Three on each; none on two at once.
+        ([2, 1], {"gpus_per_encoder": 0.5, "encoder_actors": 9}, 6, 3, 0.5),
+        ([3, 3, 1], {"gpus_per_encoder": 2}, 2, 0, 2),  # None spans two nodes.
+    ],
+    ids=str,
+)
+def test_encoders_claim_the_share_of_a_gpu_that_is_asked_for_and_others_wait(
+    gpus: list[int], options: dict[str, Any], encode: int, waiting: int, share: float
+) -> None:
+    found = planned([node(16, 256, gpus=n) for n in gpus], "cuda", **options)
+    assert (found.encode, found.waiting, found.encode_gpus) == (encode, waiting, share)
+
+
+def test_a_line_about_workers_says_how_many_wait() -> None:
+    found = planned([node(4, 64, gpus=2)], "cuda", encoder_actors=3)
+    assert str(found) == "4 preprocess and 2 GPU encoder actors (1 more wait for GPUs)"
 
 
 @given(

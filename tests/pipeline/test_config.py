@@ -50,6 +50,12 @@ def test_a_count_that_is_not_positive_is_refused_by_its_flag(name: str, value: i
         ({"partition_by": ("",)}, "--partition-by is empty"),
         ({"partition_by": ("a", "a")}, "--partition-by"),
         ({"output": ""}, "--output"),
+        ({"gpus_per_encoder": 0.0}, "--gpus-per-encoder must be a whole number, or a fraction"),
+        ({"gpus_per_encoder": -1.0}, "got -1.0"),
+        ({"gpus_per_encoder": 1.5}, "got 1.5"),
+        ({"gpus_per_encoder": 0.00001}, "got 1e-05"),
+        ({"gpus_per_encoder": float("nan")}, "got nan"),
+        ({"gpus_per_encoder": float("inf")}, "got inf"),
         ({"max_file_bytes": 2**41}, "--max-file-bytes must be at most 1099511627776"),
         ({"max_duration_s": 2e6}, "--max-duration-s must be at most 1000000, got 2000000.0"),
     ],
@@ -58,6 +64,11 @@ def test_a_wrong_option_is_refused_with_its_value(options: dict[str, Any], says:
     with pytest.raises(UsageError) as caught:
         EmbedConfig(**{"output": "out", **options})
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.5, 1, 1.0, 2, 8.0])
+def test_a_whole_number_or_a_fraction_of_a_gpu_is_taken(share: float) -> None:
+    assert EmbedConfig(output="out", gpus_per_encoder=share).gpus_per_encoder == share
 
 
 def test_the_defaults_are_valid() -> None:

@@ -205,7 +205,7 @@ def test_an_encoder_that_fails_otherwise_is_no_items_fault(
         stage()(preprocessed(GRIDS))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_an_encoder_that_computes_something_else_embeds_nothing(
     preprocessed: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
@@ -225,6 +225,36 @@ def test_an_encoder_that_computes_something_else_embeds_nothing(
         "same command again without that device",
         str(told.value),
     )
+
+
+def test_a_process_with_a_gpu_that_torch_does_not_see_fails_the_first_call(
+    preprocessed: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    encode = stage(device="cuda")
+    with pytest.raises(DeviceError) as told:
+        encode(preprocessed(GRIDS))
+    assert re.fullmatch(
+        rf"Ray has a GPU on .+, but torch {re.escape(torch.__version__)} there, built for CUDA "
+        r"13\.0, sees none; .+",
+        str(told.value),
+    )
+
+
+@pytest.mark.parametrize(("share", "fractions"), [(0.5, [0.5]), (1, []), (2, [])])
+def test_encoders_that_share_a_gpu_share_its_memory(
+    monkeypatch: pytest.MonkeyPatch, share: float, fractions: list[float]
+) -> None:
+    def load(*args: object, **options: object) -> None:
+        raise ValueError("far enough")
+
+    found: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", found.append)
+    monkeypatch.setattr(encoder, "load_encoder", load, raising=False)
+    stage(device="cuda", gpu_share=share)
+    assert found == fractions
 
 
 def test_an_encoder_that_cannot_be_loaded_fails_the_first_call(

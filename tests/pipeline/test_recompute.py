@@ -62,10 +62,10 @@ def photos(tmp_path: Path, photo: Photo) -> Path:
     return folder
 
 
-def embed(output: str, device: Any = "cpu", **options: Any) -> None:
-    """What a run does with what is open, without the engine; bfloat16 stands for CUDA."""
+def embed(output: str, **options: Any) -> None:
+    """What a run does with what is open, without the engine."""
     config = EmbedConfig(output=output, **options)
-    what = identity(config, device)
+    what = identity(config, "cpu")
     record(config, what)
     options = what.processors
     preprocess = Preprocess(
@@ -144,11 +144,12 @@ def test_what_is_stored_comes_out_again(output: str) -> None:
         {"output_dtype": "float16"},
         {"normalize": True, "pool": "max", "max_pixels": 3000},
         {"features": "last_hidden_state", "seed": 3},
-        {"device": "cuda"},
-        {"device": "cuda", "output_dtype": "float16", "normalize": True},
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "output_dtype": "float16", "normalize": True},
+        {"dtype": "float16"},
         {"level": "frame", "normalize": True, "output_dtype": "float16"},
         {"level": "token", "features": "last_hidden_state"},
-        {"level": "token", "device": "cuda"},
+        {"level": "token", "dtype": "bfloat16"},
     ],
     ids=str,
 )

@@ -250,9 +250,9 @@ OPTIONS: list[dict[str, Any]] = [
 CHECKPOINT = [options for options in OPTIONS if not {"seed", "encoder"} & set(options)]
 
 
-def begun(output: Path, device: Any = "cpu", **options: Any) -> Recorded:
+def begun(output: Path, **options: Any) -> Recorded:
     config = EmbedConfig(output=str(output), **options)
-    record(config, identity(config, device))
+    record(config, identity(config, "cpu"))
     found = recorded(str(output))
     assert found is not None
     return found
@@ -273,12 +273,16 @@ def assert_restored(output: Path, run: Recorded, device: Any, options: dict[str,
     assert identity(config, device).semantics == run.semantics
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_presets_configuration_is_restored(
-    tmp_path: Path, options: dict[str, Any], device: Any
-) -> None:
-    assert_restored(tmp_path, begun(tmp_path, device, **options), device, options)
+def test_a_presets_configuration_is_restored(tmp_path: Path, options: dict[str, Any]) -> None:
+    assert_restored(tmp_path, begun(tmp_path, **options), "cpu", options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_dtype_is_restored_on_any_device(tmp_path: Path, dtype: str) -> None:
+    run = begun(tmp_path, dtype=dtype)
+    for device in ("cpu", "cuda"):
+        assert_restored(tmp_path, run, device, {"dtype": dtype})
 
 
 @pytest.mark.parametrize("options", CHECKPOINT, ids=str)
@@ -320,6 +324,7 @@ def test_free_options_are_the_commands_own(tmp_path: Path) -> None:
     assert config == EmbedConfig(
         **{**vars(free), "output": str(tmp_path)},
         pool="max",
+        dtype="float32",
         min_pixels=run.semantics["min_pixels"],
         max_pixels=run.semantics["max_pixels"],
         video_max_pixels=87_478_720,
