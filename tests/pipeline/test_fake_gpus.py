@@ -41,7 +41,8 @@ class Cluster:
 def start_node(commands: Commands, port: int, env: dict[str, str], host: str, gpus: int) -> Command:
     """Starts a node of the cluster that `env` names; its agent listens on `port`.
 
-    With a folder of its own, as on another machine: agents that share one remove each other's files.
+    It has a folder of its own, as another machine has: agents that share one remove files of each
+    other's.
     """
     own = Path(commands.env["RAY_TMPDIR"], host)
     own.mkdir(exist_ok=True)
