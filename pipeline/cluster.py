@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline.budgets import Claims
+from pipeline.budgets import BLOCK_BYTES, Claims
 from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
 from pipeline.errors import ClusterError, UsageError
 from pipeline.gpus import compare_with_driver, count_gpus, warn
@@ -38,17 +38,23 @@ from pipeline.strangers import refuse_open_cluster
 # 240 MB of patches: of 512 MiB, each had to wait for the last, and 24 took 110 s instead of 86.
 _LEAST_OBJECT_STORE_BYTES = 512 * 2**20
 _OBJECT_STORE_BYTES = 2 * 2**30
+_CPU_OBJECT_STORE_BYTES = 512 * 2**20  # For each, where they are many: see `_block_bytes`.
 _OBJECT_STORE_SHARE = 1 / 8  # of a machine's memory, at most
 _SHARED_MEMORY = "/dev/shm"
 # Of tasks that read shards of the manifest, the engine takes two calls' rows each every tenth of a
 # second. A decoder process is through with a call of photos in a second or so.
 _DECODERS_A_SOURCE_TASK = 12
 _MOST_SOURCE_TASKS = 8
+# Blocks that object stores are to have room for: those of a decoder process's two calls, with what
+# waits for an encoder, and those in an encoder's hands.
+_BLOCKS_A_DECODER = 8
+_BLOCKS_AN_ENCODER = 8
+_LEAST_BLOCK_BYTES = 8 * 2**20
 # At first; more where shards come faster than that, up to the second.
 _MOST_COMMITS = 16
 _MOST_COMMITS_OF_A_CLUSTER = 128
 # Of both kinds: one driver is good for about 500 actors (ray#54790).
-_MOST_ACTORS = 480
+MOST_ACTORS = 480
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,8 @@ class Workers:
     decoders_an_actor: int = 1
     """Decoder processes of a preprocessing actor: more than one where a driver would otherwise have
     more actors than it is good for."""
+    block_bytes: int = BLOCK_BYTES
+    """Patches that a block has at the most, but for a single item's."""
     waiting: int = 0
     """Encoders asked for beyond `encode`, for which no GPU has room; see `pipeline.gpu_demand`."""
 
@@ -210,7 +218,10 @@ def _object_store_bytes(device: ComputeDevice) -> int:
         free = shutil.disk_usage(_SHARED_MEMORY).free
     except OSError:  # There is none, and Ray keeps its objects in a file.
         return _LEAST_OBJECT_STORE_BYTES
-    wanted = (count_gpus() if device == "cuda" else 1) * _OBJECT_STORE_BYTES
+    wanted = max(
+        (count_gpus() if device == "cuda" else 1) * _OBJECT_STORE_BYTES,
+        _CPU_OBJECT_STORE_BYTES * (os.cpu_count() or 1),
+    )
     most = min(0.9 * free, _OBJECT_STORE_SHARE * system_memory())
     return max(_LEAST_OBJECT_STORE_BYTES, int(min(wanted, most)))
 
@@ -277,7 +288,7 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
         # A GPU's actor feeds it and little more: claiming a CPU could keep it off its machine.
         cpu_actors, encode_cpus, encode_gpus = preprocess * decoders, 0.0, gpus_each
     else:
-        encode = config.encoder_actors or min(encoders, max(1, cpus // 2), _MOST_ACTORS // 2)
+        encode = config.encoder_actors or min(encoders, max(1, cpus // 2), MOST_ACTORS // 2)
         # Encoders come first at a CPU, and where files take longer than packs, as clips do, none
         # may stand idle: 32 of them took 27 s on two CPUs, and 37 where only one was decoding.
         left = cpus if alone else max(1, cpus - encode)
@@ -299,10 +310,25 @@ def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> 
         encode_bytes=max(1, int(min(claims.encode, share * per_cpu))),
         most_threads=max(1, min(cpus, cpu_actors) // encode) if alone else 1,
         commits=commits,
-        most_commits=max(commits, min(_MOST_COMMITS_OF_A_CLUSTER, cpus)),
+        # Each holds a shard, which with segments and tokens may be gibibytes.
+        most_commits=max(commits, min(_MOST_COMMITS_OF_A_CLUSTER, cpus))
+        if config.level == "item"
+        else commits,
+        block_bytes=_block_bytes(preprocess * decoders, encode),
         decoders_an_actor=decoders,
         waiting=waiting,
     )
+
+
+def _block_bytes(decoders: int, encoders: int) -> int:
+    """The size of a block of patches that the object stores have room for.
+
+    The engine starts no call unless there is room for two blocks of every call that runs, and for
+    what waits: with blocks of a 32nd of the store, 3 of 16 decoders were at work, with a 256th 14.
+    """
+    blocks = _BLOCKS_A_DECODER * decoders + _BLOCKS_AN_ENCODER * encoders
+    room = _resources().get("object_store_memory", math.inf) / blocks
+    return max(_LEAST_BLOCK_BYTES, int(min(BLOCK_BYTES, room)))
 
 
 def _preprocess_actors(
@@ -318,10 +344,12 @@ def _preprocess_actors(
     """
     if config.preprocess_actors is not None:
         return config.preprocess_actors, 1
-    decoders = -(-files // max(1, _MOST_ACTORS - encode))
-    if decoders == 1:
-        return files, 1
-    return min(files // decoders, sum(most // decoders for most in fitting)), decoders
+    most_actors = max(MOST_ACTORS - encode, MOST_ACTORS // 4)
+    wanted = -(-files // most_actors)
+    # No more than the smallest machine has room for, or it would have no actor at all.
+    decoders = max(1, min(wanted, *(most for most in fitting if most)))
+    actors = min(files // decoders, sum(most // decoders for most in fitting), most_actors)
+    return max(1, actors), decoders
 
 
 def _encoders_on(node: dict[str, float], gpus_each: float) -> int:

@@ -92,11 +92,13 @@ def _pass(
     if workers.waiting:
         warn(
             f"GPUs have room for {workers.encode} of {config.encoder_actors} encoder actors; the "
-            "others wait for more GPUs; --gpus-per-encoder 0.5 would let two share one"
+            "others wait for more GPUs; a smaller --gpus-per-encoder lets several share one"
         )
+    preprocess = replace(
+        preprocess, decoders=workers.decoders_an_actor, block_bytes=workers.block_bytes
+    )
     items = sum(shard.rows for shard in shards)
     limits = build.call_limits(items, workers, what.device, preprocess)
-    preprocess = replace(preprocess, decoders=workers.decoders_an_actor)
     if workers.most_threads > 1:
         sharing = Sharing(threads=workers.most_threads, encoders=workers.encode, items=items)
         encode = replace(encode, sharing=sharing)

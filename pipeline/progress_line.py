@@ -69,6 +69,7 @@ class ProgressLine:
         import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
         counts = cast(Counts, ray.get(self._counter.snapshot.remote()))
+        counts.driver_s = time.process_time()
         self.pace.add(time.monotonic(), counts)
 
     def view(self, width: int) -> RenderableType:
