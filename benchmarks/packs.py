@@ -32,6 +32,7 @@ from pipeline import schema
 from pipeline.block import Block, Levels
 from pipeline.budgets import BLOCK_BYTES
 from pipeline.encode import Encode, EncodeConfig
+from pipeline.rungs import RUNGS, Rung
 from pipeline.shared_packs import SharedPacks
 
 CONFIG = PRESETS["large"]
@@ -138,6 +139,7 @@ class Encoder:
 
     ceiling_flop_s = FLOP_S
     device_name = "none"
+    rung = RUNGS["cuda"][0]
 
     def __init__(self, config: EncodeConfig) -> None:
         self.runner = Runner()
@@ -153,11 +155,8 @@ class Encoder:
         """Encodes a block."""
         self._packs(block, range(len(block.segments)))
 
-    def check(self, *, tokens: int) -> None:
-        """The device is well."""
-
-    def check_results(self) -> None:
-        """The device is right."""
+    def prepare(self, rung: Rung, give_up: object) -> None:
+        """The device is well and right."""
 
 
 def table_of(grids: list[Grid], seed: int) -> pa.Table:

@@ -234,6 +234,10 @@ class Glm4vVisionModel(nn.Module):
                 reason = (str(cause).strip() or type(cause).__name__).split("\n", maxsplit=1)[0]
                 raise CompileError(f"the encoder's blocks are not compiled: {reason}") from error
 
+    def uncompile_blocks(self) -> None:
+        """Goes back to blocks that are not compiled, if they are."""
+        self._run_block = _run_block
+
     def _synchronize(self) -> None:
         """Waits for a GPU, so that an error of a kernel is raised here."""
         if self.downsample.weight.is_cuda:

@@ -36,6 +36,7 @@ def print_summary(summary: Summary) -> None:
         ("output", summary.output),
         ("read it", f"pandas.read_parquet({join(summary.output, 'embeddings')!r})"),
     ]
+    rows += [("encoders", line) for line in summary.remarks]
     for name, value in rows:
         out.print(f"[bold]{name:>10}[/bold]  {escape(printable(value))}")
     if summary.encoder.random:

@@ -91,6 +91,11 @@ class Workers:
         return self.preprocess * self.decoders_an_actor
 
     @property
+    def devices(self) -> int:
+        """The fewest that encoders have: GPUs, or groups of them; the CPUs of a machine are one."""
+        return math.ceil(self.encode * min(1.0, self.encode_gpus)) or 1
+
+    @property
     def source_tasks(self) -> int:
         """Tasks that read shards of the manifest at once."""
         return min(_MOST_SOURCE_TASKS, -(-self.decoders // _DECODERS_A_SOURCE_TASK))

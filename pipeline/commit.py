@@ -40,6 +40,7 @@ from pipeline.config import Level
 from pipeline.errors import InternalError, StorageError
 from pipeline.location import DIGEST_BYTES, digest, join
 from pipeline.marker import Marker, Stored
+from pipeline.rungs import RUNGS
 from pipeline.segments import segment_table, to_parquet
 from pipeline.storage import storage_for
 
@@ -168,8 +169,15 @@ def _intent(shard: str, items: pa.Table, config: CommitConfig) -> bytes:
         device=", ".join(sorted(set(items["device"].to_pylist()))),
         versions={"python": platform.python_version(), **_versions()},
         committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        kernels=_kernels(items),
     )
     return _pack(objects | {layout.marker(shard): marker.to_json()})
+
+
+def _kernels(items: pa.Table) -> str:
+    """The ways in which GPUs computed a shard; empty where that was the usual one alone."""
+    used = {name for name in pc.unique(items["device_kernels"]).to_pylist() if name is not None}
+    return ", ".join(sorted(used)) if used - {str(RUNGS["cuda"][0])} else ""
 
 
 def _pack(objects: dict[str, bytes]) -> bytes:

@@ -37,6 +37,7 @@ from pipeline.notes import Notes
 from pipeline.preprocess import PreprocessConfig
 from pipeline.progress import Counts
 from pipeline.progress_line import ProgressLine
+from pipeline.remarks import Remarks
 from pipeline.status import markers
 from pipeline.storage import storage_for
 from pipeline.summary import Summary
@@ -105,13 +106,14 @@ def _pass(
     mean_bytes = sum(one.size_bytes for one in planned) / max(1, sum(one.rows for one in planned))
     rows = expected_rows(limits, mean_bytes)
     window = build.window(rows, frozen.shard_rows, workers, calls=encode.calls)
-    notes = _beside_the_driver(Notes, window)
+    notes = _beside_the_driver(Notes, window, workers.devices)
+    remarks = Remarks(notes, summary.remarks)
     rate = ErrorRate(
         config.max_error_rate, Counts(items=summary.items, errors=Counter(summary.errors))
     )
     demand = GpuDemand(workers)
     machines = Machines(config, what.device, claimed, workers)
-    brake = Brake(rate.watch, machines.watch, demand.watch)
+    brake = Brake(rate.watch, machines.watch, demand.watch, remarks.watch)
     line = ProgressLine(notes, items, workers=workers, watch=brake.watch)
     found = build.run(
         shards,
@@ -131,6 +133,7 @@ def _pass(
             summary.add(done.marker)
             del left[done.marker.shard]
         line.refresh()
+        remarks.watch(line.pace.counts)
     summary.fill = line.pace.counts.fill
     summary.steady_items_s = line.pace.steady_items_s
     summary.stages = line.pace.steady

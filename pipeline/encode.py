@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import schema
+from pipeline import ending, schema
 from pipeline.attempts import MOST_DEATHS, OwnAttempts
 from pipeline.block import Block, Failure, Floats, PackCounts
 from pipeline.config import (
@@ -25,11 +24,15 @@ from pipeline.config import (
     Pool,
 )
 from pipeline.encode_rows import failure_of, patches_of, segment_columns
+from pipeline.errors import DeviceError
 from pipeline.identity import Identity
 from pipeline.idle_cpus import IdleCpus, Sharing
 from pipeline.packs import PackedEncoder
+from pipeline.pass_on import PassOn, offer
 from pipeline.progress import Counts
+from pipeline.rungs import RUNGS, next_rung
 from pipeline.tower import tower_of
+from pipeline.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -105,7 +108,10 @@ class Encode:
     - A block whose process has ended twice is split: its items are done one by one, each alone
       on the device and announced before. The item that ends its process twice when it is alone
       becomes an error; the others are embedded.
-    - Too many ends in a row on one device fail the run, as `DeviceError`.
+    - A GPU that hangs, computes something else or refuses to goes on in a plainer way, as do others
+      of its model (`pipeline.rungs`).
+    - A device with too many ends in a row, or that computes something else in every way, is set
+      aside: its blocks are passed on to other encoders. With too few devices left, the run fails.
     """
 
     def __init__(
@@ -118,6 +124,8 @@ class Encode:
         self._failure: Exception | None = None
         self._threads = 1
         self._idle_cpus = IdleCpus(config.sharing) if config.sharing is not None else None
+        self._pass_on: PassOn | None = None  # Where the device is set aside.
+        offer(self)
         try:
             self._start()
         except Exception as error:
@@ -133,6 +141,8 @@ class Encode:
         """
         if self._failure is not None:
             raise self._failure
+        if self._pass_on is not None:
+            return self._pass_on(rows)
         present = rows["error_code"].is_null().combine_chunks().to_numpy(zero_copy_only=False)
         items = np.flatnonzero(present).tolist()
         block = self._encoder.block(
@@ -148,8 +158,12 @@ class Encode:
         self._take_idle_cpus(self._attempts)
         try:
             self._embed(block, deaths, self._attempts)
+        except DeviceError as error:
+            return self._set_aside(str(error), self._attempts)(rows)
         except RuntimeError as error:
-            self._end_if_sick(error)
+            ending.end_if_sick(error, self._attempts)
+            if self._config.device == "cuda":
+                ending.end_if_refused(error, self._attempts, self._encoder.rung)
             raise
         table = self._table(rows, items, block)
         counts = self._counts(table, block.counts)
@@ -168,25 +182,37 @@ class Encode:
             self._threads = threads
 
     def _start(self) -> None:
-        if self._attempts is not None:
-            self._attempts.start()
-        try:
+        if self._attempts is None:
             self._encoder = PackedEncoder(self._config)
-            # A sick device fails here, before it has an item to be blamed on.
-            self._encoder.check(tokens=1)
-            # So does one that would embed everything wrong.
-            self._encoder.check_results()
+            kind = self._config.device
+            self._encoder.prepare(RUNGS[kind][0], lambda rung, reason: next_rung(kind, rung))
+        elif self._attempts.start():
+            self._start_encoder(self._attempts)
+        else:
+            self._pass_on = PassOn(type(self), self._config, self._attempts)
+
+    def _set_aside(self, why: str, attempts: OwnAttempts) -> PassOn:
+        """Uses the device no more: blocks are passed on."""
+        attempts.set_aside(why)
+        self._pass_on = PassOn(type(self), self._config, attempts)
+        return self._pass_on
+
+    def _start_encoder(self, attempts: OwnAttempts) -> None:
+        kind = self._config.device
+        watchdog = None
+        if kind == "cuda":
+            watchdog = Watchdog(lambda what: ending.end_hung(what, attempts, self._encoder.rung))
+            watchdog.start()
+        try:
+            with ending.warnings_remarked(attempts):
+                self._encoder = PackedEncoder(self._config, watchdog)
+                rung = attempts.rung(self._encoder.device_name, kind)
+                self._encoder.prepare(rung, attempts.give_up)
+        except DeviceError as error:
+            self._set_aside(str(error), attempts)
         except RuntimeError as error:
-            self._end_if_sick(error)
+            ending.end_if_sick(error, attempts)
             raise
-
-    def _end_if_sick(self, error: RuntimeError) -> None:
-        """Ends the process, without any of what Python does at its end, if its device is gone."""
-        from encoder import is_device_error  # noqa: PLC0415 (it brings torch)
-
-        if self._attempts is not None and is_device_error(error):
-            self._attempts.report(str(error).splitlines()[0][:200])
-            os._exit(1)
 
     def _embed(self, block: Block, deaths: int, attempts: OwnAttempts) -> None:
         """Fills in what comes of each item."""
@@ -242,6 +268,8 @@ class Encode:
         if segments is not None:
             found |= segment_columns(block, items, found, segments)
         found["device"] = [self._encoder.device_name] * rows.num_rows
+        kernels = str(self._encoder.rung) if self._config.device == "cuda" else None
+        found["device_kernels"] = [kernels] * rows.num_rows
         target = schema.encoded(rows.schema, pa.from_numpy_dtype(vectors.dtype), self._config.level)
         columns = [
             found.get(field.name, rows[field.name] if field.name in rows.column_names else None)

@@ -21,6 +21,8 @@ from processors import ErrorCode
 
 # As much of a value as a line has room for.
 _SHOWN = 200
+# How a line ends that says what stopped a run.
+STAY_OPEN = "shards stay open, run the same command again"
 
 
 def printable(text: str) -> str:

@@ -23,7 +23,8 @@ class Marker:
 
     `run` names the run that made it, `fingerprint` the configuration, as in `run.json`.
     `partition` are the shard's partition values as text, null for null: a folder's name may
-    have to shorten them.
+    have to shorten them. `kernels` names the ways in which GPUs computed (see `pipeline.rungs`);
+    it is empty where that was the usual one alone.
     """
 
     shard: str
@@ -39,6 +40,7 @@ class Marker:
     device: str
     versions: dict[str, str]
     committed_at: str
+    kernels: str = ""
 
     def to_json(self) -> bytes:
         """One JSON object."""

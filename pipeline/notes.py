@@ -19,9 +19,9 @@ class Notes(ProgressCounter, Attempts):
     about half a millisecond, so that an encoder calls once a block.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, devices: int = 1) -> None:
         ProgressCounter.__init__(self, window)
-        Attempts.__init__(self)
+        Attempts.__init__(self, devices)
 
     def begin_block(
         self, actor: str, name: str, task: str, shard: str, ended: Sequence[Ended]

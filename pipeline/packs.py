@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import math
 import socket
-import warnings
-from collections.abc import Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.block import Block, Levels
-from pipeline.errors import DeviceError
+from pipeline.errors import STAY_OPEN, DeviceError
 from pipeline.gpus import check_visible, torch_device
 from pipeline.imports import collector_at_rest
+from pipeline.rungs import RUNGS, Rung
 from pipeline.shared_packs import SharedPacks
+from pipeline.watchdog import LEAST_S, MOST_S, PackDeadlines, Watchdog
 
 if TYPE_CHECKING:
     from pipeline.encode import EncodeConfig
 
 
 class PackedEncoder:
-    """Holds the encoder. Calls may overlap: they share packs (`SharedPacks`)."""
+    """Holds the encoder. Calls may overlap: they share packs (`SharedPacks`).
 
-    def __init__(self, config: EncodeConfig) -> None:
+    Args:
+        config: The stage's.
+        watchdog: Watches what may hang; None where nothing could be done about it.
+
+    Attributes:
+        rung: What it computes with.
+        device_name: The GPU's model, or `cpu`.
+        ceiling_flop_s: See `encoder.ceiling_flop_s`; known once `prepare` has returned.
+    """
+
+    def __init__(self, config: EncodeConfig, watchdog: Watchdog | None = None) -> None:
         with collector_at_rest():
             import torch  # noqa: PLC0415 (only the actor pays its second)
 
-            from encoder import (  # noqa: PLC0415
-                CompileError,
-                PackRunner,
-                ceiling_flop_s,
-                load_encoder,
-            )
+            from encoder import PackRunner, load_encoder  # noqa: PLC0415
 
         torch.set_num_threads(1)
         if config.device == "cuda":
@@ -44,12 +50,8 @@ class PackedEncoder:
         if device == "cuda" and config.gpu_share < 1:
             torch.cuda.set_per_process_memory_fraction(config.gpu_share)
         self._model = load_encoder(config.location, seed=config.seed, device=device, dtype=dtype)
-        if device == "cuda":
-            try:
-                self._model.compile_blocks()
-            except CompileError as error:
-                warnings.warn(str(error), stacklevel=2)
-        self.ceiling_flop_s = ceiling_flop_s(device, dtype)
+        self.rung = RUNGS[config.device][0]
+        self.ceiling_flop_s = 0.0
         self.device_name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         runner = PackRunner(
             self._model,
@@ -58,7 +60,75 @@ class PackedEncoder:
             features=config.features,
             keep_tokens=config.level == "token",
         )
-        self._packs = SharedPacks(runner, budget=config.token_budget, calls=config.calls)
+        self._watchdog = watchdog
+        self._deadlines = PackDeadlines(watchdog, self._model.config) if watchdog else None
+        self._packs = SharedPacks(
+            runner, budget=config.token_budget, calls=config.calls, deadlines=self._deadlines
+        )
+
+    def prepare(self, rung: Rung, give_up: Callable[[Rung, str], Rung | None]) -> None:
+        """Makes the encoder ready to embed, and checks what it computes.
+
+        Args:
+            rung: What it computes with, if that works.
+            give_up: Is called with a rung on which a GPU fails, and a line that says how; returns
+                what to try next, None if there is nothing.
+
+        Raises:
+            DeviceError: It does not compute what it should, or there is no memory for an item.
+            RuntimeError: The device fails.
+        """
+        from encoder import SelfCheckError, is_device_error  # noqa: PLC0415
+
+        # Of a GPU's kernels, one that refuses to run is as good as one that is wrong.
+        failures = RuntimeError if self._config.device == "cuda" else SelfCheckError
+        trying: Rung | None = rung
+        while trying is not None:
+            try:
+                self._prepare(trying)
+            except failures as error:
+                if is_device_error(error):
+                    raise
+                failure = error
+                trying = give_up(trying, first_line(error))
+            else:
+                return
+        raise DeviceError(
+            f"{failure} ({self.device_name} of {socket.gethostname()}); {STAY_OPEN} without that "
+            "device"
+        ) from failure
+
+    def _prepare(self, rung: Rung) -> None:
+        watchdog = self._watchdog
+        what = f"the start with {rung} kernels"
+        with nullcontext() if watchdog is None else watchdog.limit(what, MOST_S):
+            self.use_rung(rung)
+            # A sick device fails here, before it has an item to be blamed on.
+            self.check(tokens=1)
+            # So does one that would embed everything wrong.
+            self.check_results()
+            self._measure_ceiling()
+        if self._deadlines is not None:
+            self._deadlines.start_over()
+
+    def use_rung(self, rung: Rung) -> None:
+        """Computes in another way from now on: a GPU; a CPU has but one.
+
+        Raises:
+            CompileError: Blocks are not compiled.
+            RuntimeError: The device fails.
+        """
+        self.rung = rung
+        if self._config.device == "cpu":
+            return
+        self._model.use_attention(rung.kernel)
+        if self._deadlines is not None:
+            # A pack that is unlike those before may be what blocks are compiled for once more.
+            self._deadlines.least_s = MOST_S if rung.compiled else LEAST_S
+        if rung.compiled and torch_device(self._config.device) == "cuda":
+            self._model.compile_blocks()
+        else:
+            self._model.uncompile_blocks()
 
     def block(self, names: list[str], grids: list[list[int]], patches: list[Levels]) -> Block:
         """Items to be encoded."""
@@ -100,25 +170,33 @@ class PackedEncoder:
         if len(block.failures) == images:
             raise DeviceError(
                 f"the encoder's device, {self.device_name}, has no memory for a blank image of "
-                f"{side} x {side} patches; shards stay open, run the same command again"
+                f"{side} x {side} patches; {STAY_OPEN}"
             )
 
     def check_results(self) -> None:
         """Holds the encoder, as it stands on its device, against the plain reference.
 
         Raises:
-            DeviceError: It does not compute what it should, whatever the item.
+            SelfCheckError: It does not compute what it should, whatever the item.
         """
-        from encoder import SelfCheckError, check_encoder  # noqa: PLC0415
+        from encoder import check_encoder  # noqa: PLC0415
 
-        try:
-            check_encoder(self._model)
-            if self._config.device == "cuda":
-                from pipeline.doctor.quick import check_gpu  # noqa: PLC0415 (on GPUs only)
+        check_encoder(self._model)
+        if torch_device(self._config.device) == "cuda":
+            from pipeline.doctor.quick import check_gpu  # noqa: PLC0415 (on GPUs only)
 
-                check_gpu(self._model, self._config)
-        except SelfCheckError as error:
-            raise DeviceError(
-                f"{error} ({self.device_name} of {socket.gethostname()}); shards stay open, run "
-                "the same command again without that device"
-            ) from error
+            check_gpu(self._model, self._config)
+
+    def _measure_ceiling(self) -> None:
+        import torch  # noqa: PLC0415
+
+        from encoder import ceiling_flop_s  # noqa: PLC0415
+
+        dtype: torch.dtype = getattr(torch, self._config.dtype)
+        self.ceiling_flop_s = ceiling_flop_s(torch_device(self._config.device), dtype)
+
+
+def first_line(error: BaseException) -> str:
+    """An error in a line."""
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -79,13 +79,15 @@ def encoded(preprocessed: pa.Schema, embedding: pa.DataType, level: Level = "ite
     `embedding` is the values' type; the lists get their fixed size in the output, as of a fixed
     size even a failed row would have D values. `segment_embeddings` holds the vectors of a row's
     segments one after the other, `token_embeddings` those of its tokens; empty where a row has
-    none. A block may have more such values than 32 bits count.
+    none. A block may have more such values than 32 bits count. `device_kernels` names the rung that
+    a GPU was on (`pipeline.rungs`); it is null on a CPU.
     """
     kept = [field for field in preprocessed if field.name != "patches"]
     result = [
         ("num_tokens", pa.int32()),
         ("embedding", pa.list_(embedding)),
         ("device", pa.string()),
+        ("device_kernels", pa.string()),
     ]
     if level != "item":
         result.append(("segment_embeddings", pa.large_list(embedding)))
@@ -133,7 +135,7 @@ def check_caller_columns(names: Iterable[str], source: str) -> None:
         UsageError: Naming the column and the manifest it came from.
     """
     taken = {*MANIFEST.names, *ERRORS.names, *EMBEDDINGS}
-    taken |= {PLACE.name, "patches", "timestamps", "device", *SEGMENT_RESULTS}
+    taken |= {PLACE.name, "patches", "timestamps", "device", "device_kernels", *SEGMENT_RESULTS}
     seen: dict[str, str] = {}
     for name in names:
         # DuckDB and hive folders do not tell cases apart.

@@ -25,6 +25,7 @@ from pipeline.block import Block, Failure
 
 if TYPE_CHECKING:
     from encoder import PackResults, PackRunner
+    from pipeline.watchdog import PackDeadlines
 
 # Packs that the device works on: one that runs, and one that follows on while the host takes the
 # results of the last and lays out the next. More would only hold more memory.
@@ -88,16 +89,22 @@ class _Pack:
     places: list[tuple[_Call, int]]
     parts: list[tuple[slice, PackResults | None]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         # Stills first, so that kinds are two runs at most, and equal lengths are neighbours.
         self.places.sort(key=lambda place: _shape(*place))
         self.calls = {call for call, _ in self.places}
 
-    def start(self, runner: PackRunner) -> None:
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """`(h, w)` a segment, in patches."""
         segments = [call.block.segments[index] for call, index in self.places]
+        return [(s.height, s.width) for s in segments]
+
+    def start(self, runner: PackRunner) -> None:
         levels = [call.block.levels(index) for call, index in self.places]
-        self.parts = runner.start(levels, [(s.height, s.width) for s in segments])
+        self.parts = runner.start(levels, self.sizes)
 
     def wait(self) -> None:
         for _, results in self.parts:
@@ -136,10 +143,19 @@ class SharedPacks:
         runner: Runs packs.
         budget: Most tokens of a pack.
         calls: The most calls at once: how many there are when no other can come.
+        deadlines: Those of packs, if they have any.
     """
 
-    def __init__(self, runner: PackRunner, *, budget: int, calls: int) -> None:
+    def __init__(
+        self,
+        runner: PackRunner,
+        *,
+        budget: int,
+        calls: int,
+        deadlines: PackDeadlines | None = None,
+    ) -> None:
         self._runner = runner
+        self._deadlines = deadlines
         # Every thread that has ever worked on a GPU keeps handles and workspaces of its own there.
         self._starter = ThreadPoolExecutor(1, "packs")
         self._budget = budget
@@ -242,17 +258,28 @@ class SharedPacks:
         self._starting = True
         self._on_device += 1
         pack = _Pack(places=places)
-        error = self._unlocked(lambda: self._starter.submit(pack.start, self._runner).result())
+        error = self._unlocked(lambda: self._run(pack))
         self._starting = False
         if error is None:
             self._started.append(pack)
         else:
             self._on_device -= 1
+            self._end_limit(pack, error)
             self._end(pack, error)
         self._changed.notify_all()
 
+    def _run(self, pack: _Pack) -> None:
+        if self._deadlines is not None:
+            pack.limit = self._deadlines.begin(pack.sizes)
+        self._starter.submit(pack.start, self._runner).result()
+
+    def _end_limit(self, pack: _Pack, error: BaseException | None) -> None:
+        if self._deadlines is not None and pack.limit is not None:
+            self._deadlines.end(pack.limit, None if error else sum(pack.seconds))
+
     def _finish(self, pack: _Pack) -> None:
         error = self._unlocked(pack.wait)
+        self._end_limit(pack, error)
         self._on_device -= 1
         self._changed.notify_all()  # Another may start the next pack meanwhile.
         if error is None:

@@ -26,6 +26,8 @@ class Summary:
     items: int = 0
     embedded: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
+    """What was said of encoders and their devices, a line each."""
     tokens: int = 0
     fill: float = 0.0
     seconds: float = 0.0

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.attempts import MOST_DEATHS, MOST_ENDS
+from pipeline.attempts import MOST_DEATHS
+from pipeline.devices import MOST_ENDS
 from pipeline.verify import verify
 
 Row = dict[str, Any]

@@ -234,6 +234,21 @@ def test_encoders_claim_the_share_of_a_gpu_that_is_asked_for_and_others_wait(
     assert (found.encode, found.waiting, found.encode_gpus) == (encode, waiting, share)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "share", "devices"),
+    [([8], 1, 8), ([2, 1], 0.5, 3), ([4], 0.3, 4), ([3, 3, 1], 2, 2)],
+)
+def test_encoders_that_share_a_gpu_have_one_device(
+    gpus: list[int], share: float, devices: int
+) -> None:
+    nodes = [node(16, 256, gpus=n) for n in gpus]
+    assert planned(nodes, "cuda", gpus_per_encoder=share).devices == devices
+
+
+def test_of_cpus_one_device_at_least_is_expected() -> None:
+    assert planned([node(8, 64)]).devices == 1
+
+
 def test_a_line_about_workers_says_how_many_wait() -> None:
     found = planned([node(4, 64, gpus=2)], "cuda", encoder_actors=3)
     assert str(found) == "4 preprocess and 2 GPU encoder actors (1 more wait for GPUs)"

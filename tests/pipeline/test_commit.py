@@ -22,6 +22,7 @@ from pipeline.known import PlanReport
 from pipeline.location import digest, join
 from pipeline.manifest import Generation, committed, read_shard, shards_of
 from pipeline.marker import Marker
+from pipeline.sealed import seal, unseal
 from pipeline.storage import storage_for
 
 Freeze = Callable[..., tuple[PlanReport, Generation | None]]
@@ -107,7 +108,7 @@ def test_the_marker_says_what_was_written(
     store = storage_for(root)
     assert Marker.from_json(store.read(f"{root}/_patchflow/commits/{marker.shard}.json")) == marker
     assert Marker.from_json(marker.to_json()) == marker
-    assert (marker.shard, marker.device) == ("g000000-00000000", "cpu")
+    assert (marker.shard, marker.device, marker.kernels) == ("g000000-00000000", "cpu", "")
     assert marker.errors == {"corrupt": 1, "empty": 1}
     assert marker.tokens == 3
     assert {"python", "torch", "pillow", "numpy", "pyarrow", "ray"} <= set(marker.versions)
@@ -118,6 +119,42 @@ def test_the_marker_says_what_was_written(
     for stored in marker.objects:
         data = store.read(join(root, stored.name))
         assert (stored.size_bytes, stored.checksum) == (len(data), digest(data))
+
+
+@pytest.mark.parametrize(
+    ("used", "said"),
+    [
+        (["compiled varlen"] * 3, ""),
+        (["plain sdpa"] * 3, "plain sdpa"),
+        (["compiled varlen", "plain math", "compiled varlen"], "compiled varlen, plain math"),
+    ],
+)
+def test_the_marker_says_with_what_other_kernels_a_gpu_computed(
+    tmp_path: Path,
+    planned: Callable[..., Generation],
+    begin: Callable[..., None],
+    encoded_block: Block,
+    commit_config: Config,
+    used: list[str],
+    said: str,
+) -> None:
+    root = str(tmp_path)
+    begin(root)
+    generation = planned(root)
+    rows = first_block(root, generation, encoded_block)
+    at = rows.schema.get_field_index("device_kernels")
+    rows = rows.set_column(at, rows.schema.field(at), pa.array(used))
+    marker = Marker.from_json(commit_shard(rows, commit_config(root, generation)))
+    assert marker.kernels == said
+
+
+def test_a_marker_without_kernels_is_one_of_an_earlier_version(
+    root: str, planned: Callable[..., Generation], commit: Commit
+) -> None:
+    (marker,) = commit(root, planned(root), [0])
+    earlier = unseal(marker.to_json())
+    del earlier["kernels"]
+    assert Marker.from_json(seal(earlier)) == marker
 
 
 @pytest.mark.parametrize("failed", [{}, {0: "empty", 1: "empty", 2: "empty"}])

@@ -134,6 +134,7 @@ class Changed:
     change: Callable[[torch.Tensor, list[Grid]], torch.Tensor] = lambda tokens, grids: tokens
     blank: Callable[[list[Grid]], None] = lambda grids: None
     most_segments: int = 1000
+    kernel: str = "none"
     packs: list[list[Grid]] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
 
@@ -144,6 +145,12 @@ class Changed:
     @property
     def attention(self) -> encoder.AttentionKernel:
         return self.model.attention
+
+    def use_attention(self, kernel: str) -> None:
+        self.kernel = kernel
+
+    def uncompile_blocks(self) -> None:
+        """They never are, here."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return self.model.state_dict()

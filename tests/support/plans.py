@@ -151,6 +151,8 @@ def encoded_block() -> Callable[..., pa.Table]:
                 columns.append([np.repeat(values, width).astype(kind) for values in flat])
             elif field.name == "device":
                 columns.append(["cpu"] * count)
+            elif field.name == "device_kernels":
+                columns.append([None] * count)
             else:
                 columns.append(found.get(field.name) or rows[field.name].to_pylist())
         return pa.table(columns, schema=target)

@@ -100,6 +100,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Ray:
         raise Ended
 
     here = SimpleNamespace(
+        current_actor=None,
         get_actor_id=lambda: "actor",
         get_task_id=lambda: "task",
         get_node_id=lambda: "0123456789",
