@@ -25,12 +25,12 @@ import ray.data
 from ray.actor import ActorHandle
 
 from pipeline import schema
-from pipeline.cluster import Workers
 from pipeline.commit import CommitConfig, commit_shard
 from pipeline.commit_pace import CommitPace
 from pipeline.errors import LostError
 from pipeline.marker import Marker
 from pipeline.progress import Counts
+from pipeline.workers import Workers
 
 # Commits wait for storage, not for a CPU, and outlive their machines.
 _OPTIONS: dict[str, Any] = {

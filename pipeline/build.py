@@ -31,7 +31,6 @@ from ray.actor import ActorHandle
 from pipeline import schema
 from pipeline.assemble import Committed, committed
 from pipeline.call_sizes import CallLimits, cut
-from pipeline.cluster import Workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice
 from pipeline.encode import Encode, EncodeConfig
@@ -39,6 +38,7 @@ from pipeline.manifest import Shard, read_shard
 from pipeline.one_machine import is_known_ray
 from pipeline.preprocess import Preprocess, PreprocessConfig
 from pipeline.progress import Counts, StillSizes
+from pipeline.workers import Workers
 
 # The most rows of a call. On a CPU one of thumbnails takes seconds, and more rows would leave one
 # actor at work when the others have nothing left; to a GPU's driver each call is 5 ms of work.

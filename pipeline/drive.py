@@ -16,7 +16,6 @@ from pipeline import build, layout, schema
 from pipeline.brake import Brake, ErrorRate, Machines
 from pipeline.budgets import claims
 from pipeline.call_sizes import expected_rows
-from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.encode import EncodeConfig
@@ -41,6 +40,7 @@ from pipeline.remarks import Remarks
 from pipeline.status import markers
 from pipeline.storage import storage_for
 from pipeline.summary import Summary
+from pipeline.workers import plan_workers
 
 _TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 1024, "cuda": 16384}
 

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
-from pipeline.cluster import Workers
 from pipeline.pace import Pace
 from pipeline.progress import Counts
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

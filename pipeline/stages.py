@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.cluster import MOST_ACTORS, Workers
 from pipeline.progress import Counts
+from pipeline.workers import MOST_ACTORS, Workers
 
 # A stage that is the limit works nearly all the time; what is left of it goes into handing over.
 _BUSY = 0.75

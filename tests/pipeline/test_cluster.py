@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cluster, one_machine
+from pipeline import cluster, one_machine, workers
 from pipeline.budgets import Claims
-from pipeline.cluster import Workers, plan_workers
 from pipeline.config import EmbedConfig
 from pipeline.errors import UsageError
+from pipeline.workers import Workers, plan_workers
 
 GIB = 2**30
 Node = dict[str, float]
@@ -32,8 +32,8 @@ def planned(
     if "object_store_memory" in nodes[0]:
         totals["object_store_memory"] = sum(node["object_store_memory"] for node in nodes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "_resources", lambda: totals)
-        patch.setattr(cluster, "_nodes", lambda: nodes)
+        patch.setattr(workers, "resources", lambda: totals)
+        patch.setattr(workers, "nodes", lambda: nodes)
         config = EmbedConfig(**{"output": "unused"} | options)
         return plan_workers(config, device, Claims(preprocess=preprocess, encode=encode))
 
