@@ -175,11 +175,6 @@ class Glm4vVisionModel(nn.Module):
         return self._attention
 
     @property
-    def attention_kernel(self) -> AttentionKernel:
-        """Which kernels attention uses on a GPU."""
-        return self._attention
-
-    @property
     def is_compiled(self) -> bool:
         """Whether `compile_blocks` has compiled the blocks."""
         return self._run_block is not _run_block

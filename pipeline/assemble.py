@@ -1,7 +1,7 @@
 """The end of the stream: blocks in, in any order; each shard committed once all of it is there.
 
-The driver holds references to blocks, never the vectors in them. The task that made a block has
-told the counter beside the driver which shard it is of; the driver asks for all new blocks at once.
+The driver holds references to blocks, never the vectors in them. The coordinator beside it knows
+which shard a task's block is of; the driver asks it for all new blocks at once.
 The engine's output is read in a thread, so that the main one hears of everything at once: blocks,
 ends of tasks, and signals.
 """
@@ -25,12 +25,12 @@ import ray.data
 from ray.actor import ActorHandle
 
 from pipeline import schema
-from pipeline.cluster import Workers
 from pipeline.commit import CommitConfig, commit_shard
 from pipeline.commit_pace import CommitPace
-from pipeline.errors import InternalError, LostError
+from pipeline.errors import LostError
 from pipeline.marker import Marker
 from pipeline.progress import Counts
+from pipeline.workers import Workers
 
 # Commits wait for storage, not for a CPU, and outlive their machines.
 _OPTIONS: dict[str, Any] = {
@@ -44,7 +44,7 @@ _ASK_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Committed:
-    """A committed shard: its marker, whoever decided it, and the node that looked at it last."""
+    """A committed shard: its marker, whoever decided it, and the node that ran the commit."""
 
     marker: Marker
     node: str
@@ -66,8 +66,8 @@ def committed(
         workers: How many commits may run at once.
 
     Raises:
-        LostError: Blocks went with a machine, and cannot be made again.
-        InternalError: The stream ended without all rows of a shard.
+        LostError: Blocks went with a machine, and cannot be made again; or rows of a shard are
+            missing, or there twice.
         PatchflowError: What a stage or a commit has raised.
     """
     # Waits for the first block. `iter_internal_ref_bundles` gives nothing to stop the engine by.
@@ -130,7 +130,9 @@ class _Assembly:
             if (done := event()) is not None:
                 yield done
         if self._blocks:
-            raise InternalError(f"rows of {sorted(self._blocks)[:4]} were lost on their way")
+            # A call that Ray repeats makes the same blocks, unless a file or its decoding has
+            # changed in between: then some rows of the first attempt's are in no block.
+            raise LostError(f"rows of {sorted(self._blocks)[:4]} were lost on their way")
 
     def cancel(self) -> None:
         """Lets no commit wait on for a block that may never come."""
@@ -174,6 +176,8 @@ class _Assembly:
         for block, shard in zip(blocks, answer.result(), strict=True):
             self._blocks[shard].append(block.ref)
             self._rows[shard] += block.metadata.num_rows
+            if self._rows[shard] > self._rows_of[shard]:
+                raise LostError(f"a call was repeated with another result: rows of {shard} twice")
             if self._rows[shard] == self._rows_of[shard]:
                 del self._rows[shard]
                 self._whole.append(shard)

@@ -13,10 +13,10 @@ from types import FrameType, TracebackType
 import ray
 
 from pipeline.budgets import Claims
-from pipeline.cluster import Workers, plan_workers
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.errors import ErrorRateError, PatchflowError, ResizedError
 from pipeline.progress import Counts
+from pipeline.workers import Workers, plan_workers
 
 # Fewer items than this say nothing about a rate while the run goes on.
 _RATE_ITEMS = 100

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 # Files that a call of a preprocessing actor reads ahead: few enough that its memory stays small
 # beside its output. A larger one is read alone.
 FETCHED_BYTES: Final = 64 * 2**20
-# Patches that a call of a preprocessing actor passes on as a block as soon as it has them, whatever
-# its items are. A clip that may have more has a block of its own.
+# The most that `PreprocessConfig.block_bytes` is. A clip that may have more has its own block.
 BLOCK_BYTES: Final = 64 * 2**20
 
 # Measured: imports, and what threads and allocators keep beside what is counted here.
@@ -90,12 +89,13 @@ def claims(preprocess: PreprocessConfig, encode: EncodeConfig, tower: Glm4vVisio
 def preprocess_bytes(config: PreprocessConfig) -> PreprocessBytes:
     """What a preprocessing actor may hold, whatever its files are."""
     file, frame = config.limits.max_file_bytes, 3 * config.limits.max_source_pixels
-    # A call joins its images' patches while another's are on their way into the object store; what
-    # is alone in its block is not copied.
+    # A call joins its images' patches. The engine keeps a block until it has the next one, and a
+    # call that hands over its last one has given its decoder to another. What is alone in its
+    # block is not copied.
     most = max(config.item_bytes, config.clip_bytes)
     block = BLOCK_BYTES + config.item_bytes
     decoders, calls = config.decoders, _CALLS * config.decoders
-    patches = max((calls + decoders) * block, calls * most)
+    patches = max((2 * calls + decoders) * block, calls * most)
     return PreprocessBytes(
         # The parts that a file comes in from S3 are joined. Of a frame, one side is resized first.
         own=_PREPROCESS_IMPORTS

@@ -30,9 +30,7 @@ from ray.actor import ActorHandle
 
 from pipeline import schema
 from pipeline.assemble import Committed, committed
-from pipeline.budgets import BLOCK_BYTES
 from pipeline.call_sizes import CallLimits, cut
-from pipeline.cluster import Workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice
 from pipeline.encode import Encode, EncodeConfig
@@ -40,11 +38,12 @@ from pipeline.manifest import Shard, read_shard
 from pipeline.one_machine import is_known_ray
 from pipeline.preprocess import Preprocess, PreprocessConfig
 from pipeline.progress import Counts, StillSizes
+from pipeline.workers import Workers
 
 # The most rows of a call. On a CPU one of thumbnails takes seconds, and more rows would leave one
 # actor at work when the others have nothing left; to a GPU's driver each call is 5 ms of work.
 _CALL_ROWS: dict[ComputeDevice, int] = {"cpu": 128, "cuda": 512}
-# Of a run's first: nothing is encoded before it is through, so it is soon.
+# Of a run's first call, for which the encoders wait.
 _FIRST_CALL_ROWS = 8
 # How often a source task asks whether its shard may start.
 _GATE_S = 0.5
@@ -98,7 +97,7 @@ def run(
     notes: ActorHandle[Any],
 ) -> Generator[Committed, None, None]:
     """Embeds and commits `shards`; yields each once it is committed, in any order."""
-    _configure()
+    _configure(preprocess.block_bytes)
     rows = _source(shards, commit.output, limits, workers.source_tasks, notes)
     # One block in; one block out, or several. `memory` also keeps the engine from fusing this with
     # the source, which would make one call of a whole shard.
@@ -129,11 +128,11 @@ def run(
         yield done
 
 
-def _configure() -> None:
+def _configure(block_bytes: int) -> None:
     context = ray.data.DataContext.get_current()
     # A block that `Preprocess` passes on is one block of the engine: it holds back what is smaller,
     # until the call ends, and cuts what is half as large again.
-    context.target_max_block_size = BLOCK_BYTES
+    context.target_max_block_size = block_bytes
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # Its thread in every call tells nobody anything.
     context.raise_original_map_exception = True
@@ -173,7 +172,7 @@ def _actors(size: int, *, calls: int) -> ray.data.ActorPoolStrategy:
 
 
 def _fused(repartitioned: ray.data.Dataset, tasks: int) -> ray.data.Dataset:
-    """Lets the engine cut blocks in the very task that makes them, one at a time, with no CPU.
+    """Lets the engine cut a shard in the very task that reads it, `tasks` at once, with no CPU.
 
     It does so where both claim the same; `Dataset.repartition` takes no claims, though its operator
     does. Every short task of this pipeline claims no CPU: beside a pool that has them all, the
@@ -198,10 +197,11 @@ def read_rows(
     Waits until the gate lets this shard in.
     """
     (position,) = batch["id"].tolist()
-    while (seen := _released(progress, position)) is None:
+    shard = shards[position]
+    while (seen := _released(progress, position, shard.id)) is None:
         time.sleep(_GATE_S)
     began = time.monotonic()
-    rows = read_shard(output, shards[position])
+    rows = read_shard(output, shard)
     if position:
         limits = replace(limits, first_rows=limits.rows)
     items = zip(*(rows[name].to_pylist() for name in ("media_type", "size_bytes")), strict=True)
@@ -211,8 +211,8 @@ def read_rows(
     return nested
 
 
-def _released(progress: ActorHandle[Any], position: int) -> StillSizes | None:
-    answer: Any = progress.release.remote(position)
+def _released(progress: ActorHandle[Any], position: int, shard: str) -> StillSizes | None:
+    answer: Any = progress.release.remote(position, shard)
     found: StillSizes | None = ray.get(answer)
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import shutil
 import sys
@@ -12,13 +11,11 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline.budgets import Claims
-from pipeline.config import ComputeDevice, EmbedConfig, RunConfig
+from pipeline.config import ComputeDevice, RunConfig
 from pipeline.errors import ClusterError, UsageError
 from pipeline.gpus import compare_with_driver, count_gpus, warn
 from pipeline.head_start import head_start, in_cluster
@@ -32,76 +29,16 @@ from pipeline.one_machine import (
     system_memory,
 )
 from pipeline.strangers import refuse_open_cluster
+from pipeline.workers import encoders_on, resources
 
 # The object store's: at least, and where there is room, for each GPU or all CPUs. A GPU's encoder
 # has up to 17 blocks at once, and some wait for it. A clip at the family's own size has up to
 # 240 MB of patches: of 512 MiB, each had to wait for the last, and 24 took 110 s instead of 86.
 _LEAST_OBJECT_STORE_BYTES = 512 * 2**20
 _OBJECT_STORE_BYTES = 2 * 2**30
+_CPU_OBJECT_STORE_BYTES = 512 * 2**20  # For each, where they are many: see `_block_bytes`.
 _OBJECT_STORE_SHARE = 1 / 8  # of a machine's memory, at most
 _SHARED_MEMORY = "/dev/shm"
-# Of tasks that read shards of the manifest, the engine takes two calls' rows each every tenth of a
-# second. A decoder process is through with a call of photos in a second or so.
-_DECODERS_A_SOURCE_TASK = 12
-_MOST_SOURCE_TASKS = 8
-# At first; more where shards come faster than that, up to the second.
-_MOST_COMMITS = 16
-_MOST_COMMITS_OF_A_CLUSTER = 128
-# Of both kinds: one driver is good for about 500 actors (ray#54790).
-_MOST_ACTORS = 480
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """How many actors of each kind, and what share of the cluster each one claims.
-
-    Claims on memory are in bytes.
-    """
-
-    preprocess: int
-    encode: int
-    preprocess_cpus: float
-    encode_cpus: float
-    encode_gpus: float
-    preprocess_bytes: int
-    encode_bytes: int
-    most_threads: int
-    """Those of an encoder while preprocessing leaves CPUs idle: then it has those too."""
-    commits: int
-    """The fewest at once, each in a process of its own."""
-    most_commits: int
-    """The most at once, where shards come faster than those are done."""
-    decoders_an_actor: int = 1
-    """Decoder processes of a preprocessing actor: more than one where a driver would otherwise have
-    more actors than it is good for."""
-    waiting: int = 0
-    """Encoders asked for beyond `encode`, for which no GPU has room; see `pipeline.gpu_demand`."""
-
-    @property
-    def decoders(self) -> int:
-        """Files that are decoded at once."""
-        return self.preprocess * self.decoders_an_actor
-
-    @property
-    def devices(self) -> int:
-        """The fewest that encoders have: GPUs, or groups of them; the CPUs of a machine are one."""
-        return math.ceil(self.encode * min(1.0, self.encode_gpus)) or 1
-
-    @property
-    def source_tasks(self) -> int:
-        """Tasks that read shards of the manifest at once."""
-        return min(_MOST_SOURCE_TASKS, -(-self.decoders // _DECODERS_A_SOURCE_TASK))
-
-    @property
-    def share_of_machines(self) -> float:
-        """CPUs and GPUs that all actors claim together: less where machines were lost."""
-        cpus = self.preprocess * self.preprocess_cpus + self.encode * self.encode_cpus
-        return cpus + self.encode * self.encode_gpus
-
-    def __str__(self) -> str:
-        kind = "GPU" if self.encode_gpus else "CPU"
-        waiting = f" ({self.waiting} more wait for GPUs)" if self.waiting else ""
-        return f"{self.preprocess} preprocess and {self.encode} {kind} encoder actors{waiting}"
 
 
 def quiet() -> None:
@@ -215,7 +152,10 @@ def _object_store_bytes(device: ComputeDevice) -> int:
         free = shutil.disk_usage(_SHARED_MEMORY).free
     except OSError:  # There is none, and Ray keeps its objects in a file.
         return _LEAST_OBJECT_STORE_BYTES
-    wanted = (count_gpus() if device == "cuda" else 1) * _OBJECT_STORE_BYTES
+    wanted = max(
+        (count_gpus() if device == "cuda" else 1) * _OBJECT_STORE_BYTES,
+        _CPU_OBJECT_STORE_BYTES * (os.cpu_count() or 1),
+    )
     most = min(0.9 * free, _OBJECT_STORE_SHARE * system_memory())
     return max(_LEAST_OBJECT_STORE_BYTES, int(min(wanted, most)))
 
@@ -231,7 +171,7 @@ def choose_device(config: RunConfig) -> ComputeDevice:
     if config.device == "cpu":
         return "cpu"
     if in_cluster():
-        found = int(_resources().get("GPU", 0))
+        found = int(resources().get("GPU", 0))
         if config.device == "cuda" and not found:
             raise UsageError("--device cuda: no node of the cluster has a GPU; use --device cpu")
         return "cuda" if found else "cpu"
@@ -242,119 +182,8 @@ def choose_device(config: RunConfig) -> ComputeDevice:
         )
     if hidden is not None:
         warn(hidden if found else f"{hidden}; this run computes on the CPU")
-    if found and not _encoders_on({"GPU": found}, config.gpus_per_encoder):
+    if found and not encoders_on({"GPU": found}, config.gpus_per_encoder):
         raise UsageError(
             f"--gpus-per-encoder {config.gpus_per_encoder:g}: this machine has {found} GPUs"
         )
     return "cuda" if found else "cpu"
-
-
-def _resources() -> dict[str, float]:
-    import ray  # noqa: PLC0415
-
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return found
-
-
-def _nodes() -> list[dict[str, float]]:
-    import ray  # noqa: PLC0415
-
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in found if node["Alive"]]
-
-
-def plan_workers(config: EmbedConfig, device: ComputeDevice, claims: Claims) -> Workers:
-    """How the cluster's CPUs, GPUs and memory are shared out; what the user says goes."""
-    nodes, gpus_each = _nodes(), config.gpus_per_encoder
-    cpus = max(1, int(_resources().get("CPU", 1)))
-    per_cpu, encoders, fitting = _memory(nodes, claims, device, gpus_each)
-    # A cluster's CPUs may be those of another machine, or of somebody else by then.
-    alone = device == "cpu" and not in_cluster()
-    waiting = 0
-    if device == "cuda":
-        room = sum(_encoders_on(node, gpus_each) for node in nodes)
-        # An actor without a GPU would take that of one that is to be started again, whose calls
-        # would then wait for ever.
-        asked = config.encoder_actors or max(1, room)
-        encode = min(asked, max(1, room))
-        waiting = asked - encode
-        preprocess, decoders = _preprocess_actors(config, min(sum(fitting), cpus), fitting, encode)
-        # A GPU's actor feeds it and little more: claiming a CPU could keep it off its machine.
-        cpu_actors, encode_cpus, encode_gpus = preprocess * decoders, 0.0, gpus_each
-    else:
-        encode = config.encoder_actors or min(encoders, max(1, cpus // 2), _MOST_ACTORS // 2)
-        # Encoders come first at a CPU, and where files take longer than packs, as clips do, none
-        # may stand idle: 32 of them took 27 s on two CPUs, and 37 where only one was decoding.
-        left = cpus if alone else max(1, cpus - encode)
-        preprocess, decoders = _preprocess_actors(config, min(sum(fitting), left), fitting, encode)
-        cpu_actors, encode_cpus, encode_gpus = preprocess * decoders + encode, 1.0, 0.0
-    # A disk is done with a shard before a CPU has embedded the next.
-    commits_are_short = device == "cpu" and not config.output.startswith("s3://")
-    # More actors than CPUs share them, so many to each: any other share might fit on no machine.
-    share = 1 / -(-cpu_actors // cpus)
-    # Nor might a claim on memory: it is kept to what goes with the CPUs that are claimed.
-    commits = min(_MOST_COMMITS, encode * (1 if commits_are_short else 2))
-    return Workers(
-        preprocess=preprocess,
-        encode=encode,
-        preprocess_cpus=share * decoders,
-        encode_cpus=min(encode_cpus, share),
-        encode_gpus=encode_gpus,
-        preprocess_bytes=max(1, int(decoders * min(claims.preprocess, share * per_cpu))),
-        encode_bytes=max(1, int(min(claims.encode, share * per_cpu))),
-        most_threads=max(1, min(cpus, cpu_actors) // encode) if alone else 1,
-        commits=commits,
-        most_commits=max(commits, min(_MOST_COMMITS_OF_A_CLUSTER, cpus)),
-        decoders_an_actor=decoders,
-        waiting=waiting,
-    )
-
-
-def _preprocess_actors(
-    config: EmbedConfig, files: int, fitting: list[int], encode: int
-) -> tuple[int, int]:
-    """How many preprocessing actors there are, and how many decoder processes each of them has.
-
-    Args:
-        config: May say how many actors.
-        files: That are to be decoded at once.
-        fitting: How many each machine has room for.
-        encode: Actors that encode.
-    """
-    if config.preprocess_actors is not None:
-        return config.preprocess_actors, 1
-    decoders = -(-files // max(1, _MOST_ACTORS - encode))
-    if decoders == 1:
-        return files, 1
-    return min(files // decoders, sum(most // decoders for most in fitting)), decoders
-
-
-def _encoders_on(node: dict[str, float], gpus_each: float) -> int:
-    """Returns the number of encoders that a node's GPUs have room for: no fraction spans two."""
-    gpus = int(node.get("GPU", 0))
-    return gpus * int(1 / gpus_each) if gpus_each < 1 else gpus // int(gpus_each)
-
-
-def _memory(
-    nodes: list[dict[str, float]], claims: Claims, device: ComputeDevice, gpus_each: float
-) -> tuple[float, int, list[int]]:
-    """Bytes for every CPU, on the machine that has the fewest; and how many actors have room.
-
-    Those are the encoders that a CPU runs, in all, and what decodes beside them on each machine.
-    """
-    per_cpu, encode = math.inf, 0
-    preprocess: list[int] = []
-    for node in nodes:
-        cpus, most = node.get("CPU", 0.0), node.get("memory", math.inf)
-        if not cpus:
-            continue
-        encode += int(min(cpus, most / claims.encode))
-        encoders: float = _encoders_on(node, gpus_each)
-        if device == "cpu":
-            encoders = max(1.0, min(cpus // 2, most // claims.encode))
-        left = max(0.0, most - encoders * claims.encode)
-        per_cpu = min(per_cpu, (left if device == "cuda" else most) / cpus)
-        preprocess.append(int(min(cpus, left / claims.preprocess)))
-    if not sum(preprocess):
-        preprocess = [1]
-    return per_cpu, max(1, encode), preprocess

@@ -16,7 +16,6 @@ from pipeline import build, layout, schema
 from pipeline.brake import Brake, ErrorRate, Machines
 from pipeline.budgets import claims
 from pipeline.call_sizes import expected_rows
-from pipeline.cluster import plan_workers
 from pipeline.commit import CommitConfig
 from pipeline.config import ComputeDevice, EmbedConfig
 from pipeline.encode import EncodeConfig
@@ -41,6 +40,7 @@ from pipeline.remarks import Remarks
 from pipeline.status import markers
 from pipeline.storage import storage_for
 from pipeline.summary import Summary
+from pipeline.workers import plan_workers
 
 _TOKEN_BUDGETS: dict[ComputeDevice, int] = {"cpu": 1024, "cuda": 16384}
 
@@ -93,11 +93,13 @@ def _pass(
     if workers.waiting:
         warn(
             f"GPUs have room for {workers.encode} of {config.encoder_actors} encoder actors; the "
-            "others wait for more GPUs; --gpus-per-encoder 0.5 would let two share one"
+            "others wait for more GPUs; a smaller --gpus-per-encoder lets several share one"
         )
+    preprocess = replace(
+        preprocess, decoders=workers.decoders_an_actor, block_bytes=workers.block_bytes
+    )
     items = sum(shard.rows for shard in shards)
     limits = build.call_limits(items, workers, what.device, preprocess)
-    preprocess = replace(preprocess, decoders=workers.decoders_an_actor)
     if workers.most_threads > 1:
         sharing = Sharing(threads=workers.most_threads, encoders=workers.encode, items=items)
         encode = replace(encode, sharing=sharing)

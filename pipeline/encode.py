@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 # Calls at once. On a GPU, as many as hold the segments of the pack that runs, of the one that
-# follows on, and of a full one to choose from: web photos at their own size come three a block,
-# and 16 such blocks fill packs of 16,384 tokens to 99%, 8 to 67% (simulated). On a CPU a second
+# follows on, and of a full one to choose from, also where blocks are small: of three web photos
+# each, 16 fill packs of 16,384 tokens to 99%, 8 to 67% (benchmarks/packs.py). On a CPU a second
 # call has nothing to overlap with, and costs memory.
 _CALLS: dict[ComputeDevice, int] = {"cpu": 1, "cuda": 16}
 

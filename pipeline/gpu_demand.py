@@ -7,9 +7,9 @@ from types import TracebackType
 
 import ray
 
-from pipeline.cluster import Workers
 from pipeline.head_start import in_cluster
 from pipeline.progress import Counts
+from pipeline.workers import Workers
 
 _LOOK_S = 5.0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from pipeline.cluster import Workers
 from pipeline.progress import Counts
 from pipeline.stages import Figures
+from pipeline.workers import Workers
 
 # Rates are those of the last minute, so that the time left follows what happens now.
 _WINDOW_S = 60.0

@@ -46,6 +46,8 @@ class PreprocessConfig:
     reach: Reach
     decoders: int = 1
     """Decoder processes of an actor, each of which works for one call at a time."""
+    block_bytes: int = BLOCK_BYTES
+    """Bytes of patches that a call passes on as a block as soon as it has them."""
 
     @property
     def media_options(self) -> MediaOptions:
@@ -110,8 +112,8 @@ class Preprocess:
         """A nested block of `schema.MANIFEST` rows to as many `schema.preprocessed` rows.
 
         Yields:
-            The rows in order, all at once if their patches have less than `BLOCK_BYTES`; else as
-            soon as they have.
+            Tables in the order of the rows. A table is yielded as soon as its patches reach
+            `block_bytes`; the last one has what is left.
 
         Raises:
             StorageError: Storage failed, whatever the item.
@@ -129,7 +131,7 @@ class Preprocess:
                 for item in lane.items(chain([first] if first else [], fetched), self._processors):
                     part.append(item)
                     part_bytes += _count(item, counts)
-                    if part_bytes >= BLOCK_BYTES:
+                    if part_bytes >= self._config.block_bytes:
                         table = _table(rows.slice(done, len(part)), part)
                         done, part_bytes, part = done + len(part), 0, []
                         with lane.watch.paused():
@@ -145,7 +147,9 @@ class Preprocess:
             counts.preprocessed, counts.preprocessed_blocks = rows.num_rows, 1
             self._progress.add.remote(counts)
         if part:
-            yield _table(rows.slice(done), part)
+            table = _table(rows.slice(done), part)
+            part = []  # The table has copies of their patches.
+            yield table
 
     def close(self) -> None:
         """Ends the decoder processes and the threads that fetch."""

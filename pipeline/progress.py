@@ -33,6 +33,8 @@ class Counts:
     """Of packs on devices whose ceiling is known."""
     ceiling_flop: float = 0.0
     """What those devices could have done in the same seconds."""
+    driver_s: float = 0.0
+    """CPU time of the driver, which its progress line fills in."""
     read: int = 0
     """Rows that the source has read of the manifest."""
     shards_read: int = 0
@@ -106,7 +108,7 @@ class ProgressCounter:
         self._window = window
         self._committed = 0
         self._shards: dict[str, str] = {}
-        self._released: dict[int, StillSizes] = {}
+        self._released: dict[str, StillSizes] = {}
 
     def add(self, counts: Counts) -> None:
         """Adds one call's counts, of whichever stage."""
@@ -128,9 +130,14 @@ class ProgressCounter:
         """Notes that one more shard of this run is committed."""
         self._committed += 1
         self._shards = {task: other for task, other in self._shards.items() if other != shard}
+        self._released.pop(shard, None)
 
-    def release(self, position: int) -> StillSizes | None:
-        """Lets the run's shard number `position` be read, unless enough others are under way.
+    def release(self, position: int, shard: str) -> StillSizes | None:
+        """Lets a shard be read, unless enough others are under way.
+
+        Args:
+            position: Its place among the run's shards.
+            shard: Its id.
 
         Returns:
             What its blocks are to be sized by: the same each time, so that a source task that Ray
@@ -144,4 +151,4 @@ class ProgressCounter:
             file_bytes=counts.still_file_bytes,
             patch_bytes=counts.still_patch_bytes,
         )
-        return self._released.setdefault(position, now)
+        return self._released.setdefault(shard, now)

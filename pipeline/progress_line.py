@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
-from pipeline.cluster import Workers
 from pipeline.pace import Pace
 from pipeline.progress import Counts
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -69,6 +69,7 @@ class ProgressLine:
         import ray  # noqa: PLC0415 (the command line's other jobs do without)
 
         counts = cast(Counts, ray.get(self._counter.snapshot.remote()))
+        counts.driver_s = time.process_time()
         self.pace.add(time.monotonic(), counts)
 
     def view(self, width: int) -> RenderableType:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.cluster import Workers
 from pipeline.progress import Counts
+from pipeline.workers import MOST_ACTORS, Workers
 
 # A stage that is the limit works nearly all the time; what is left of it goes into handing over.
 _BUSY = 0.75
@@ -27,7 +27,8 @@ class Stage:
     """How one stage did over some seconds.
 
     Attributes:
-        actors: Those that share its work, or commits that run at once.
+        actors: Those that share its work: tasks of the source, decoder processes, encoders, and
+            the most commits at once.
         blocks: Calls that have ended.
         items_s: Items a second that it was through with.
         busy: Share of its actors' time in which they were at work, up to 1.
@@ -53,6 +54,7 @@ class Figures:
 
     Attributes:
         seconds: How long.
+        driver: Share of a CPU that the driver had.
         source: Reads manifest rows; its blocks are shards.
         fetch: Share of the preprocessing actors' time in which they waited for storage.
         decode: The same, for their decoder processes.
@@ -66,6 +68,7 @@ class Figures:
     """
 
     seconds: float
+    driver: float
     source: Stage
     preprocess: Stage
     encode: Stage
@@ -102,6 +105,7 @@ class Figures:
 
         return cls(
             seconds=seconds,
+            driver=done.driver_s / seconds,
             source=Stage(
                 actors=workers.source_tasks,
                 blocks=done.shards_read,
@@ -109,7 +113,7 @@ class Figures:
                 busy=share(done.read_s, workers.source_tasks),
             ),
             preprocess=Stage(
-                actors=workers.preprocess,
+                actors=workers.decoders,
                 blocks=done.preprocessed_blocks,
                 items_s=done.preprocessed / seconds,
                 busy=preprocess,
@@ -150,12 +154,6 @@ class Figures:
     def is_starved(self) -> bool:
         """Whether what computes on CPUs gets too little of them."""
         return self.cpu is not None and self.cpu < _STARVED
-
-    @property
-    def is_unfed(self) -> bool:
-        """Whether preprocessing actors wait for rows, of which none are left over."""
-        queue = self.preprocess.queue
-        return queue is not None and queue < self.preprocess.actors
 
     def lines(self) -> dict[str, str]:
         """A line a stage, by its name."""
@@ -203,10 +201,10 @@ def limit(figures: Figures | None, *, items: int, seconds: float) -> str:
     )
     stages = (figures.source, figures.preprocess, figures.encode, figures.commit)
     slowest = min(stages, key=lambda stage: stage.speed)
-    if slowest.busy < _BUSY and figures.is_unfed:
+    if slowest.busy < _BUSY <= figures.driver:
         return (
-            f"the driver, which feeds too little to stages that wait for it ({shares}): start "
-            "several, each with its own --shards"
+            f"the driver, which had {figures.driver:.0%} of a CPU ({shares}): start several, each "
+            "with its own --shards"
         )
     if slowest.busy < _BUSY:
         return f"not known: none of the stages was busy enough to be the limit ({shares})"
@@ -224,9 +222,13 @@ def _cause(figures: Figures, slowest: Stage) -> tuple[str, str]:
         )
     if slowest is figures.commit:
         return "commit", "storage for --output that answers sooner, or larger --shard-rows anew"
+    # Beyond so many, each actor has several decoder processes: more actors would have fewer.
+    can_add = preprocess.actors <= MOST_ACTORS
     if slowest is preprocess and figures.fetch > preprocess.busy / 2:
-        reads = f"more --preprocess-actors ({preprocess.actors} now), each of which reads ahead"
-        return "fetch", f"{reads}, or storage that answers sooner"
+        reads = (
+            f"more --preprocess-actors ({preprocess.actors} now), each of which reads ahead, or "
+        )
+        return "fetch", f"{reads if can_add else ''}storage that answers sooner"
     even = (
         min(preprocess.busy, encode.busy) >= _BUSY
         and abs(preprocess.speed - encode.speed) <= _EVEN * slowest.speed
@@ -239,10 +241,8 @@ def _cause(figures: Figures, slowest: Stage) -> tuple[str, str]:
         more = "more CPUs and GPUs" if figures.on_gpus else "more CPUs, or a GPU to encode on"
         return "preprocess and encode alike", more
     if slowest is preprocess:
-        return (
-            "preprocess",
-            f"more --preprocess-actors ({_wanted(figures)}) if CPUs are idle, or more CPUs",
-        )
+        more = f"more --preprocess-actors ({_wanted(figures)}) if CPUs are idle, or "
+        return "preprocess", f"{more if can_add else ''}more CPUs"
     return "encode", _of_encode(figures)
 
 

@@ -104,7 +104,7 @@ def kind_of(model: Glm4vVisionModel, tower: str) -> Kind:
         torch=torch.__version__,
         tower=tower,
         dtype=describe_dtype(weight.dtype),
-        kernel=model.attention_kernel,
+        kernel=model.attention,
         compiled=model.is_compiled,
     )
 
@@ -125,7 +125,7 @@ def quick_check(
     Raises:
         DeviceCheckError: A result is off by more than rounding explains.
     """
-    weight, kernel = model.downsample.weight, model.attention_kernel
+    weight, kernel = model.downsample.weight, model.attention
     errors = attention.attention_errors(model.config, weight.device, weight.dtype, kernel, lengths)
     _hold(attention.judge(errors, weight.dtype, kernel))
     pack_error = packs.pack_error(model, weight.device, patches)

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from pipeline import build
-from pipeline.cluster import Workers
 from pipeline.verify import verify
+from pipeline.workers import Workers
 from tests.faults.proxy import FaultyS3
 from tests.support.crowd import SHARD_ROWS, SHARDS, Crowd, Row, moved
 from tests.support.outputs import Output

@@ -71,6 +71,6 @@ def test_shards_are_put_together_and_what_goes_wrong_is_told(
         assert found["uri"].to_pylist() == [f"/media/{n}.jpg" for n in rows]
         assert schema.PLACE.name not in found.column_names
     assert told["one block missing"]["shards"] == SHARDS[1:]
-    assert told["one block missing"]["error"][0] == "InternalError"
+    assert told["one block missing"]["error"][0] == "LostError"
     assert told["one block lost"]["error"][0] == "LostError"
     assert "StorageError" in told["no room"]["error"]

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import schema
-from pipeline.build import Workers, call_limits, nest, window
+from pipeline.build import call_limits, nest, window
 from pipeline.preprocess import unnest
+from pipeline.workers import Workers
 from tests.support.preprocessing import preprocess_config
 
 Rows = Callable[..., pa.Table]

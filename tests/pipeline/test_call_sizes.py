@@ -23,7 +23,13 @@ NOTHING = StillSizes()
 def limits(
     rows: int, *, first: int | None = None, item: int = MIB, clip: int = 240 * MIB
 ) -> CallLimits:
-    return CallLimits(rows=rows, first_rows=first or rows, item_bytes=item, clip_bytes=clip)
+    return CallLimits(
+        rows=rows,
+        first_rows=first or rows,
+        item_bytes=item,
+        clip_bytes=clip,
+        block_bytes=BLOCK_BYTES,
+    )
 
 
 @pytest.mark.parametrize(

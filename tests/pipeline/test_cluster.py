@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cluster, one_machine
+from pipeline import cluster, one_machine, workers
 from pipeline.budgets import Claims
-from pipeline.cluster import Workers, plan_workers
 from pipeline.config import EmbedConfig
 from pipeline.errors import UsageError
+from pipeline.workers import Workers, plan_workers
 
 GIB = 2**30
 Node = dict[str, float]
@@ -28,9 +29,11 @@ def planned(
     """Of actors that claim so many GiB, of the first and of the second kind."""
     preprocess, encode = (max(1, int(claim * GIB)) for claim in claims)
     totals = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU", "memory")}
+    if "object_store_memory" in nodes[0]:
+        totals["object_store_memory"] = sum(node["object_store_memory"] for node in nodes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "_resources", lambda: totals)
-        patch.setattr(cluster, "_nodes", lambda: nodes)
+        patch.setattr(workers, "resources", lambda: totals)
+        patch.setattr(workers, "nodes", lambda: nodes)
         config = EmbedConfig(**{"output": "unused"} | options)
         return plan_workers(config, device, Claims(preprocess=preprocess, encode=encode))
 
@@ -125,33 +128,77 @@ def test_one_driver_has_fewer_than_500_actors(monkeypatch: pytest.MonkeyPatch) -
     assert (found.preprocess, found.decoders_an_actor) == (1000, 1)
     assert found.source_tasks == 8
     assert planned([node(32, 128)]).source_tasks == 2
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     on_cpus = planned([node(192, 2000)] * 8)
     assert on_cpus.encode + on_cpus.preprocess < 500
     assert on_cpus.encode + on_cpus.decoders <= 1536
 
 
 @pytest.mark.parametrize(
-    ("device", "memory_gib", "shared_gib", "expected"),
+    ("nodes", "device"),
     [
-        ("cuda", 1000, 100, 8),
-        ("cuda", 1000, 5, 4.5),
-        ("cuda", 48, 100, 6),
-        ("cpu", 1000, 100, 2),
-        ("cpu", 1000, 1, 0.9),
-        ("cpu", 8, 100, 1),
-        ("cpu", 2, 100, 0.5),
-        ("cpu", 1000, 0.0625, 0.5),  # what Docker's containers have
+        ([node(96, 1000, gpus=8)] * 64, "cuda"),  # As many encoders as one driver has actors.
+        ([node(8, 32)] * 300, "cpu"),
+        ([node(4, 16)] * 500, "cpu"),
+        ([node(2, 16)] * 500, "cpu"),
+        ([node(32, 256, gpus=1), *[node(2, 16)] * 500], "cuda"),
+    ],
+    ids=["64x8 GPUs", "300x8 CPUs", "500x4 CPUs", "500x2 CPUs", "one GPU, 500x2 CPUs"],
+)
+def test_clusters_of_any_shape_have_actors_that_fit(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[Node], device: Any
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    found = planned(nodes, device)
+    assert found.preprocess >= 64
+    room = sum(one["CPU"] // found.decoders_an_actor for one in nodes)
+    assert found.preprocess <= room
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "store_gib", "mib"),
+    [
+        (2, 0, 2, 64),  # Never more.
+        (16, 0, 2, 10.7),  # 16 decoders and 8 encoders, of 8 blocks each.
+        (16, 1, 8, 60.2),
+        (256, 8, 2, 8),  # Nor less.
+    ],
+)
+def test_blocks_are_so_small_that_every_call_finds_room_in_the_object_store(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, gpus: int, store_gib: float, mib: float
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    one = node(cpus, 1000, gpus=gpus) | {"object_store_memory": store_gib * GIB}
+    found = planned([one], "cuda" if gpus else "cpu")
+    assert found.block_bytes / 2**20 == pytest.approx(mib, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("device", "cpus", "memory_gib", "shared_gib", "expected"),
+    [
+        ("cuda", 4, 1000, 100, 8),
+        ("cuda", 96, 1000, 100, 48),
+        ("cuda", 4, 1000, 5, 4.5),
+        ("cuda", 4, 48, 100, 6),
+        ("cpu", 4, 1000, 100, 2),
+        ("cpu", 16, 1000, 100, 8),
+        ("cpu", 4, 1000, 1, 0.9),
+        ("cpu", 4, 8, 100, 1),
+        ("cpu", 4, 2, 100, 0.5),
+        ("cpu", 4, 1000, 0.0625, 0.5),  # what Docker's containers have
     ],
 )
 def test_the_object_store_is_as_large_as_memory_has_room(
     monkeypatch: pytest.MonkeyPatch,
     device: Any,
+    cpus: int,
     memory_gib: float,
     shared_gib: float,
     expected: float,
 ) -> None:
     usage = shutil._ntuple_diskusage(0, 0, int(shared_gib * GIB))
     monkeypatch.setattr(cluster, "count_gpus", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(cluster, "system_memory", lambda: int(memory_gib * GIB))
     assert cluster._object_store_bytes(device) / GIB == pytest.approx(expected)

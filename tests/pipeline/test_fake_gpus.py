@@ -39,10 +39,17 @@ class Cluster:
 
 
 def start_node(commands: Commands, port: int, env: dict[str, str], host: str, gpus: int) -> Command:
-    """Starts a node of the cluster that `env` names; its agent listens on `port`."""
+    """Starts a node of the cluster that `env` names; its agent listens on `port`.
+
+    It has a folder of its own, as another machine has: agents that share one remove files of each
+    other's.
+    """
+    own = Path(commands.env["RAY_TMPDIR"], host)
+    own.mkdir(exist_ok=True)
     return commands.start(
         *(*START, "--address", env["RAY_ADDRESS"], "--num-cpus", 1, "--num-gpus", gpus),
         *("--node-ip-address", host, "--dashboard-agent-listen-port", port),
+        *("--temp-dir", own),
         env=env | {"PATCHFLOW_TEST_GPUS": f"{gpus}:7.5"},
     )
 

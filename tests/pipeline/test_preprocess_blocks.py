@@ -53,11 +53,11 @@ def stage(listener: Any) -> Iterator[Preprocess]:
 
 
 def test_a_block_is_passed_on_as_soon_as_it_is_full(
-    stage: Preprocess, stills: pa.Table, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    stage: Preprocess, stills: pa.Table, listener: Listener
 ) -> None:
     together = whole(stage(stills))
     listener.calls.clear()
-    monkeypatch.setattr("pipeline.preprocess.BLOCK_BYTES", 2 * STILL_BYTES)
+    stage._config = replace(stage._config, block_bytes=2 * STILL_BYTES)
     parts = list(stage(stills))
     # A row without patches fills nothing.
     assert [part.num_rows for part in parts] == [2, 3, 1]
@@ -70,7 +70,7 @@ def test_a_block_is_passed_on_as_soon_as_it_is_full(
 def test_a_call_whose_last_block_is_full_has_no_empty_one(
     stage: Preprocess, stills: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.preprocess.BLOCK_BYTES", 5 * STILL_BYTES)
+    stage._config = replace(stage._config, block_bytes=5 * STILL_BYTES)
     (part,) = stage(stills)
     assert part[schema.PLACE.name].to_pylist() == list(range(6))
 
@@ -78,7 +78,7 @@ def test_a_call_whose_last_block_is_full_has_no_empty_one(
 def test_a_still_that_is_larger_than_a_block_is_one(
     stage: Preprocess, stills: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.preprocess.BLOCK_BYTES", 1)
+    stage._config = replace(stage._config, block_bytes=1)
     assert [part.num_rows for part in stage(stills)] == [1, 1, 2, 1, 1]
 
 
@@ -87,7 +87,7 @@ def test_the_time_that_a_block_waits_to_be_taken_is_no_work(
 ) -> None:
     whole(stage(stills))  # Starts the decoder process.
     listener.calls.clear()
-    monkeypatch.setattr("pipeline.preprocess.BLOCK_BYTES", 2 * STILL_BYTES)
+    stage._config = replace(stage._config, block_bytes=2 * STILL_BYTES)
     for _ in stage(stills):
         time.sleep(1.0)
     (counts,) = listener.calls

@@ -67,6 +67,7 @@ def test_shares_are_of_the_actors_time_and_rates_of_the_seconds() -> None:
     found = Figures.of(now, BEFORE, 10.0, workers(preprocess=2, gpus=1.0))
     assert found == Figures(
         seconds=10.0,
+        driver=0.0,
         source=Stage(actors=1, blocks=5, items_s=128.0, busy=0.4),
         # Of two actors' twenty. 1536 are read, of which 1264 are preprocessed.
         preprocess=Stage(actors=2, blocks=22, items_s=110.0, busy=0.75, queue=272),
@@ -130,6 +131,7 @@ def figures(preprocess: Stage, encode: Stage, commit: float = 0.03, **others: An
     """Those of half a minute, in which the preprocessing actors mostly decode."""
     known = Figures(
         seconds=30.0,
+        driver=0.1,
         source=stage(0.02, actors=8, queue=None),
         preprocess=preprocess,
         encode=encode,
@@ -223,16 +225,24 @@ def test_where_no_stage_is_busy_none_is_named() -> None:
     )
 
 
-def test_stages_that_wait_for_rows_are_limited_by_the_driver() -> None:
-    assert named(figures(stage(0.5, queue=3, actors=4), stage(0.6))) == (
-        "the driver, which feeds too little to stages that wait for it (preprocess 50% busy, "
-        "encode 60%, commit 3%): start several, each with its own --shards"
+def test_where_no_stage_is_busy_a_busy_driver_is_the_limit() -> None:
+    assert named(figures(stage(0.5), stage(0.6), driver=0.93)) == (
+        "the driver, which had 93% of a CPU (preprocess 50% busy, encode 60%, commit 3%): start "
+        "several, each with its own --shards"
     )
+    assert named(figures(stage(0.5), stage(0.97), driver=0.93)).startswith("encode (")
+
+
+def test_where_actors_have_several_decoders_more_actors_are_no_advice() -> None:
+    many = stage(0.96, actors=1536, blocks=9999)
+    assert named(figures(many, stage(0.6), on_gpus=True)).endswith("): more CPUs")
+    slow = figures(many, stage(0.6), on_gpus=True, fetch=0.7, decode=0.1)
+    assert named(slow).endswith("): storage that answers sooner")
 
 
 def test_source_tasks_that_always_read_are_the_limit() -> None:
     source = stage(0.9, actors=8, queue=None)
-    assert named(figures(stage(0.5, queue=0), stage(0.6), source=source)) == (
+    assert named(figures(stage(0.5), stage(0.6), source=source)) == (
         "source (preprocess 50% busy, encode 60%, commit 3%): storage for --output that answers "
         "sooner: shards of the manifest lie there"
     )

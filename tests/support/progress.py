@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.cluster import Workers
 from pipeline.progress import Counts
+from pipeline.workers import Workers
 
 
 @dataclass
