@@ -60,13 +60,13 @@ class Other:
         actor: Another encoder; empty if none can now.
         handle: Of it.
         failure: Why the run cannot go on; None if it can.
-        set_aside: How many devices are.
+        unfit: Encoders whose devices are set aside.
     """
 
     actor: str = ""
     handle: ActorHandle[Any] | None = None
     failure: str | None = None
-    set_aside: int = 0
+    unfit: int = 0
 
 
 class Attempts:
@@ -137,10 +137,15 @@ class Attempts:
             if not self._devices.is_set_aside(self._processes[actor].device)
         ]
         if failure is not None or not fit:
-            return Other(failure=failure, set_aside=len(self._devices.lines()))
+            unfit = [p for p in self._processes.values() if self._devices.is_set_aside(p.device)]
+            return Other(failure=failure, unfit=len(unfit))
         actor = min(fit, key=self._passed_on.__getitem__)
         self._passed_on[actor] += 1
         return Other(actor=actor, handle=self._encoders[actor])
+
+    def clear_device(self, actor: str) -> None:
+        """Notes that an item, and not the kernels on the device of `actor`, was at fault."""
+        self._ladder.forget(self._processes[actor].device)
 
     def lose(self, actor: str) -> None:
         """Notes that `actor` has been released for good: it takes no more blocks."""
@@ -240,6 +245,10 @@ class OwnAttempts:
         if other.failure is not None:
             raise DeviceError(other.failure)
         return other
+
+    def clear_device(self) -> None:
+        """Notes that an item, and not the kernels on this device, was at fault."""
+        self._ask("clear_device", self._actor)
 
     def lose(self, actor: str) -> None:
         """Notes that an actor has been released for good: it takes no more blocks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 # each, 16 fill packs of 16,384 tokens to 99%, 8 to 67% (benchmarks/packs.py). On a CPU a second
 # call has nothing to overlap with, and costs memory.
 _CALLS: dict[ComputeDevice, int] = {"cpu": 1, "cuda": 16}
+# A tower may be read from far away.
+_LOAD_S = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +167,7 @@ class Encode:
         except RuntimeError as error:
             ending.end_if_sick(error, self._attempts)
             if self._config.device == "cuda":
-                ending.end_if_refused(error, self._attempts, self._encoder.rung)
+                ending.end_failed_pack(error, self._attempts, self._encoder.rung)
             raise
         table = self._table(rows, items, block)
         counts = self._counts(table, block.counts)
@@ -199,20 +202,24 @@ class Encode:
 
     def _start_encoder(self, attempts: OwnAttempts) -> None:
         kind = self._config.device
+        encoder: PackedEncoder | None = None
         watchdog = None
         if kind == "cuda":
-            watchdog = Watchdog(lambda what: ending.end_hung(what, attempts, self._encoder))
+            watchdog = Watchdog(lambda what: ending.end_hung(what, attempts, encoder))
             watchdog.start()
         try:
             with ending.warnings_remarked(attempts):
-                self._encoder = PackedEncoder(self._config, watchdog)
-                self._encoder.prepare(attempts.rungs(self._encoder.device_name, kind))
+                with nullcontext() if watchdog is None else watchdog.limit("loading", _LOAD_S):
+                    self._encoder = encoder = PackedEncoder(self._config, watchdog)
+                encoder.prepare(attempts.rungs(encoder.device_name, kind))
             # Only now is it known that the device itself is not at fault.
-            for rung, reason in self._encoder.failures:
+            for rung, reason in encoder.failures:
                 attempts.give_up(rung, reason)
         except DeviceError as error:
             self._set_aside(str(error), attempts)
         except RuntimeError as error:
+            if kind == "cuda":
+                ending.end_failed_start(error, attempts, encoder)
             ending.end_if_sick(error, attempts)
             raise
 
@@ -239,6 +246,7 @@ class Encode:
                 self._check_device(attempts)
                 message = "ended the encoder's process twice, alone in it"
                 block.failures[item] = Failure(message, deaths[item])
+                attempts.clear_device()
                 continue
             attempts.begin(tasks[item])
             self._encoder(block, [item])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pipeline.attempts import MOST_DEATHS
 from pipeline.packs import first_line
 
 if TYPE_CHECKING:
@@ -24,18 +25,41 @@ def end_if_sick(error: RuntimeError, attempts: OwnAttempts) -> None:
         _end(first_line(error), attempts)
 
 
-def end_if_refused(error: RuntimeError, attempts: OwnAttempts, rung: Rung) -> None:
-    """Ends the process of a GPU if its kernels failed, and there are plainer ones for the next."""
+def end_failed_pack(error: RuntimeError, attempts: OwnAttempts, rung: Rung) -> None:
+    """Ends the process of a GPU on which a pack failed.
+
+    The next one uses plainer kernels, if there are any. If not, the ends that are counted tell
+    whether the item or the device is at fault.
+    """
     reason = first_line(error)
-    if attempts.give_up(rung, reason) is not None:
-        _end(reason, attempts)
+    attempts.give_up(rung, reason)
+    _end(reason, attempts)
 
 
-def end_hung(what: str, attempts: OwnAttempts, encoder: PackedEncoder) -> None:
+def end_failed_start(
+    error: RuntimeError, attempts: OwnAttempts, encoder: PackedEncoder | None
+) -> None:
+    """Ends the process of a GPU on which an encoder did not start.
+
+    After so many ends in a row kernels are at fault that leave the device unusable, and the next
+    process uses plainer ones.
+
+    Args:
+        error: Why it did not.
+        attempts: Of this process.
+        encoder: None if it was not even loaded.
+    """
+    if encoder is not None and attempts.ends() >= MOST_DEATHS:
+        attempts.give_up(encoder.rung, first_line(error))
+    _end(first_line(error), attempts)
+
+
+def end_hung(what: str, attempts: OwnAttempts, encoder: PackedEncoder | None) -> None:
     """Ends the process of a GPU that hangs; the next one uses plainer kernels, if there are."""
     try:
-        for rung, reason in [*encoder.failures, (encoder.rung, what)]:
-            attempts.give_up(rung, reason)
+        if encoder is not None:
+            for rung, reason in [*encoder.failures, (encoder.rung, what)]:
+                attempts.give_up(rung, reason)
     finally:
         _end(what, attempts)
 

@@ -47,7 +47,7 @@ class PassOn:
         self._kind, self._config = kind, config
         self._attempts = attempts
         self._spares: list[ActorHandle[Any]] = []
-        self._set_aside = 0
+        self._unfit = 0
         self._lock = threading.Lock()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -65,7 +65,7 @@ class PassOn:
             if other.handle is None:
                 waits += 1
                 if waits > _MOST_WAITS:
-                    self._start_spare(other.set_aside)
+                    self._start_spare(other.unfit)
                 time.sleep(_WAIT_S)
                 continue
             # As Ray Data's own: if its process ends, the next one does it, and is the one to find
@@ -82,16 +82,17 @@ class PassOn:
             else:
                 return table
 
-    def _start_spare(self, set_aside: int) -> None:
-        """Starts an encoder on any free device, or another where the last one's was set aside.
+    def _start_spare(self, unfit: int) -> None:
+        """Starts an encoder on any free device, one for each time that `unfit` has grown.
 
-        It ends with this process; until then nobody else has its device.
+        A spare that finds itself on a device that is set aside is unfit too. It keeps the device
+        until this process ends, so that the next spare gets another one.
         """
         import ray  # noqa: PLC0415
 
         with self._lock:
-            if set_aside > self._set_aside:
-                self._set_aside = set_aside
+            if unfit > self._unfit:
+                self._unfit = unfit
                 actor: Any = ray.remote(self._kind).options(
                     num_cpus=0,
                     num_gpus=self._config.gpu_share if self._config.device == "cuda" else 0,

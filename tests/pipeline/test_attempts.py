@@ -116,7 +116,7 @@ def test_blocks_of_a_device_that_is_set_aside_go_to_the_encoders_of_others_in_tu
     attempts.start("a", "gpu 0", handles["a"])
     attempts.set_aside("a", "it is broken")
     # Another is expected, and has not started yet.
-    assert attempts.other_encoder() == Other(set_aside=1)
+    assert attempts.other_encoder() == Other(unfit=1)
     for name, device in (("b", "gpu 1"), ("c", "gpu 2")):
         assert attempts.start(name, device, handles[name])
     found = [attempts.other_encoder() for _ in range(4)]
@@ -124,7 +124,10 @@ def test_blocks_of_a_device_that_is_set_aside_go_to_the_encoders_of_others_in_tu
     attempts.lose("b")
     assert attempts.other_encoder().actor == "c"
     attempts.lose("c")
-    assert attempts.other_encoder() == Other(set_aside=1)
+    assert attempts.other_encoder() == Other(unfit=1)
+    # A spare that is started on the device that is set aside asks for another one.
+    assert not attempts.start("spare", "gpu 0", object())
+    assert attempts.other_encoder() == Other(unfit=2)
     attempts.set_aside("b", "so is this")
     assert attempts.other_encoder().failure == "so is this (2 of 4 devices are set aside)"
 

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+import encoder
 from encoder import CompileError
 from pipeline.errors import DeviceError
 from pipeline.packs import PackedEncoder
-from pipeline.rungs import Rung
+from pipeline.rungs import RUNGS, Rung
 from pipeline.watchdog import MOST_S, Watchdog
 from tests.support.encoding import Changed, Grid
 from tests.support.processes import Ray, failed
@@ -88,16 +89,58 @@ def test_kernels_that_refuse_a_pack_are_left_for_plainer_ones(
     ]
 
 
-def test_an_error_that_stays_with_the_plainest_kernels_is_raised(
+def test_an_error_that_stays_with_the_plainest_kernels_sets_the_device_aside(
     preprocessed: Callable[..., pa.Table], changed: Callable[..., Changed], started: Ray
 ) -> None:
     def refuse(tokens: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
         raise RuntimeError(REFUSED)
 
     changed(change=refuse)
-    with pytest.raises(RuntimeError, match="No available kernel"):
+    with pytest.raises(DeviceError, match=r"ended 6 times in a row .* No available kernel"):
         started.embed(preprocessed(ITEMS), device="cuda")
-    assert started.ended == 3
+    assert started.ended == 6
+
+
+def test_an_item_that_no_kernels_take_is_found_and_gives_its_models_rungs_back(
+    preprocessed: Callable[..., pa.Table], changed: Callable[..., Changed], started: Ray
+) -> None:
+    def refuse(tokens: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
+        if (1, 4, 6) in grids:
+            raise RuntimeError(REFUSED)
+        return tokens
+
+    changed(change=refuse)
+    out = started.embed(preprocessed(ITEMS), device="cuda")
+    assert failed(out) == [0]
+    assert started.notes.rungs("actor", "cpu", "cuda") == list(RUNGS["cuda"])
+
+
+def test_a_gpu_on_which_nothing_can_be_loaded_is_set_aside(
+    preprocessed: Callable[..., pa.Table], started: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory: another process has it all")
+
+    monkeypatch.setattr(encoder, "load_encoder", load)
+    with pytest.raises(DeviceError, match=r"6 times in a row .* another process has it all"):
+        started.embed(preprocessed(ITEMS), device="cuda")
+
+
+def test_kernels_that_leave_the_device_unusable_are_given_up_after_two_processes(
+    preprocessed: Callable[..., pa.Table],
+    changed: Callable[..., Changed],
+    started: Ray,
+    before_use: Use,
+) -> None:
+    def fault(rung: Rung) -> None:
+        if rung.kernel == "varlen":
+            raise RuntimeError(STICKY)
+
+    changed()
+    before_use(fault)
+    out = started.embed(preprocessed(ITEMS), device="cuda")
+    assert (failed(out), kernels(out)) == ([], {"plain sdpa"})
+    assert started.ended == 4
 
 
 def test_a_pack_that_fails_for_several_calls_costs_one_rung(
