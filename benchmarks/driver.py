@@ -141,13 +141,15 @@ def run(images: Images, items: int, actors: int) -> dict[str, Any]:
             seen.append((time.monotonic(), self.items + marker.rows, cpu_seconds()))
         add(self, marker)
 
+    configure = build._configure
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.multiple(
             build,
             Preprocess=idle_preprocess(images),
             Encode=idle_encode(),
-            BLOCK_BYTES=images.rows_a_block * len(PATCHES),
+            # The engine takes them for full.
+            _configure=lambda full: configure(images.rows_a_block * len(PATCHES)),
         ),
         mock.patch.object(summary.Summary, "add", watch),
         mock.patch.object(drive.build, "committed", blocks.counting(build.committed)),
