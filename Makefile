@@ -17,7 +17,8 @@ parity: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/parity tests/encoder tests/test_documents.py -m ""
 
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/faults tests/jobs tests/pipeline/test_fake_gpus.py -m ""
+	$(BIN)/python -m pytest tests/faults tests/jobs -m ""
+	$(BIN)/python -m pytest tests/pipeline -m whole
 
 # Hours, on a machine that does nothing else: benchmarks/README.md.
 bench: $(VENV)/.bench $(PEERS)/.ready

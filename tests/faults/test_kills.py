@@ -93,6 +93,7 @@ def story(crowd, commands, output_at, tmp_path_factory) -> Story:
 KILLS = ["planned", "actors up", "first commits", "near the end"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("moment", KILLS)
 def test_a_kill_came_in_mid_run(moment: str, story) -> None:
     stop = story.stops[moment]
@@ -100,6 +101,7 @@ def test_a_kill_came_in_mid_run(moment: str, story) -> None:
     assert stop.processes >= (1 if moment == "planned" else 5)
 
 
+@pytest.mark.whole
 def test_kills_came_before_amid_and_after_commits(story) -> None:
     counts = [len(stop.commits) for stop in story.stops.values()]
     assert counts[:2] == [0, 0]
@@ -108,11 +110,13 @@ def test_kills_came_before_amid_and_after_commits(story) -> None:
     assert counts[-1] < SHARDS
 
 
+@pytest.mark.whole
 def test_at_no_moment_is_anything_broken(story) -> None:
     for stop in story.stops.values():
         assert stop.breaches == [], stop.moment
 
 
+@pytest.mark.whole
 def test_what_was_committed_is_never_touched_again(story) -> None:
     after = story.output.objects()
     for stop in story.stops.values():
@@ -121,11 +125,13 @@ def test_what_was_committed_is_never_touched_again(story) -> None:
         assert {name: after.get(name) for name in stop.objects} == stop.objects, stop.moment
 
 
+@pytest.mark.whole
 def test_the_resumed_output_equals_an_undisturbed_one(story, crowd, assert_rows) -> None:
     assert_rows(story.output.rows(), crowd.embeddings)
     assert story.output.rows("errors") == crowd.errors
 
 
+@pytest.mark.whole
 def test_the_resumed_output_verifies_with_every_item_once(story, crowd, commands, score) -> None:
     score.kills += len(KILLS)
     score.rows(crowd.originals, story.output.terminal())
@@ -134,6 +140,7 @@ def test_the_resumed_output_verifies_with_every_item_once(story, crowd, commands
     assert audit.out.startswith(f"{SHARDS} of {SHARDS} shards committed: ")
 
 
+@pytest.mark.whole
 def test_a_resume_embeds_only_what_was_left(story) -> None:
     stop = story.stops["near the end"]
     left = SHARDS - len(stop.commits | stop.decided)

@@ -101,6 +101,7 @@ def test_wrong_use_is_one_line(
     assert line.startswith("patchflow doctor: ") and words in line
 
 
+@pytest.mark.whole
 def test_where_packages_are_missing_the_rest_is_still_checked(
     commands: Any, tmp_path: Path
 ) -> None:

@@ -176,6 +176,7 @@ def test_of_three_encoders_on_two_gpus_one_waits_and_one_may_be_killed(
     assert "GPUs have room for 2 of 3 encoder actors" in run.errors()
 
 
+@pytest.mark.whole
 def test_an_encoder_whose_torch_sees_no_gpu_ends_the_run_with_one_line(cluster, start) -> None:
     run, output = start("blind", "--dtype", "float32", env=cluster.env)
     done = run.ended()

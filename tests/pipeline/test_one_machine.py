@@ -107,7 +107,10 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize(
+    "delay",
+    [0.3, pytest.param(0.0, marks=pytest.mark.whole), pytest.param(0.6, marks=pytest.mark.whole)],
+)
 def test_a_signal_waits_until_ray_has_started(delay: float) -> None:
     ended = run(_TERMINATED.replace("DELAY", str(delay)))
     assert (ended.returncode, ended.stdout) == (0, "interrupted False []\n"), ended.stderr

@@ -144,7 +144,7 @@ def test_a_call_waits_for_its_packs_only(expected: Any) -> None:
     assert waits == ["synchronize an event"]
 
 
-@pytest.mark.parametrize("grids", [SMALLEST, TWO])
+@pytest.mark.parametrize("grids", [pytest.param(SMALLEST, marks=pytest.mark.whole), TWO])
 def test_memory_that_runs_out_at_any_call_costs_no_item(expected: Any, grids: Grids) -> None:
     """At every call of a pack that is tried again; once of each kind in one that is halved."""
     whole = expected(0, tuple(grids))
@@ -168,7 +168,7 @@ def test_an_item_that_never_fits_fails_and_its_neighbours_do_not(expected: Any) 
     assert_right(block, expected(0, tuple(grids)), lost=True)
 
 
-@pytest.mark.parametrize("kind", ["sticky", "late"])
+@pytest.mark.parametrize("kind", ["sticky", pytest.param("late", marks=pytest.mark.whole)])
 def test_a_device_that_breaks_at_any_call_gives_an_error_and_no_result(
     expected: Any, kind: Kind
 ) -> None:
@@ -181,6 +181,7 @@ def test_a_device_that_breaks_at_any_call_gives_an_error_and_no_result(
         assert error is None or is_device_error(error), (at, name)
 
 
+@pytest.mark.whole
 def test_what_hangs_holds_up_whoever_waits_for_it_and_nobody_else(expected: Any) -> None:
     whole = expected(0, tuple(SMALLEST))
     for at, name in enumerate(calls_of(whole, SMALLEST)):
