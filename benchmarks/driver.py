@@ -75,7 +75,7 @@ class Images:
 
 CASES = {
     "thumbnails": Images(file_bytes=6_000, pixels=19_600, max_pixels=None, items=120_000),
-    "web photos": Images(file_bytes=180_000, pixels=700_000, max_pixels=None, items=12_000),
+    "web photos": Images(file_bytes=180_000, pixels=700_000, max_pixels=None, items=30_000),
     "50,176 pixels": Images(file_bytes=180_000, pixels=50_176, max_pixels=50_176, items=80_000),
 }
 

@@ -42,7 +42,7 @@ from pipeline.workers import Workers
 
 # The most rows of a call. On a CPU one of thumbnails takes seconds, and more rows would leave one
 # actor at work when the others have nothing left; to a GPU's driver each call is 5 ms of work.
-_CALL_ROWS: dict[ComputeDevice, int] = {"cpu": 128, "cuda": 512}
+_CALL_ROWS: dict[ComputeDevice, int] = {"cpu": 128, "cuda": 1024}
 # Of a run's first call, for which the encoders wait.
 _FIRST_CALL_ROWS = 8
 # How often a source task asks whether its shard may start.
