@@ -41,8 +41,13 @@ def faulty(way: str, folder: Path) -> type:
     class FaultyEncode(Encode):
         def __init__(self, *args: Any) -> None:
             note(folder / "starts")
-            self._break()
+            gpu = self._break()
+            # Or the other GPU might have embedded everything before this one takes a block.
+            while way == "one" and gpu != "0" and not (folder / "set_aside").exists():
+                time.sleep(0.05)
             super().__init__(*args)
+            if self._pass_on is not None:
+                (folder / "set_aside").touch()
 
         def __call__(self, rows: Any) -> Any:
             if self._pass_on is not None:
@@ -51,8 +56,8 @@ def faulty(way: str, folder: Path) -> type:
                     time.sleep(0.1)
             return super().__call__(rows)
 
-        def _break(self) -> None:
-            """Of this process, which has none but this encoder."""
+        def _break(self) -> str:
+            """Of this process, which has none but this encoder; returns the number of its GPU."""
             import ray
 
             import encoder
@@ -95,6 +100,7 @@ def faulty(way: str, folder: Path) -> type:
             own.use_rung, own.check_results = use, check
             runner: Any = encoder.PackRunner
             runner.start = start
+            return str(gpu)
 
     return type("Encode", (FaultyEncode,), {})
 
