@@ -28,6 +28,7 @@ from pipeline.errors import (
 )
 from pipeline.gpu_demand import GpuDemand
 from pipeline.gpus import warn
+from pipeline.head_start import in_cluster
 from pipeline.identity import Identity, fingerprint
 from pipeline.idle_cpus import Sharing
 from pipeline.location import join
@@ -91,9 +92,10 @@ def _pass(
     claimed = claims(preprocess, encode, what.encoder.config)
     workers = plan_workers(config, what.device, claimed)
     if workers.waiting:
+        others = "wait for more GPUs" if in_cluster() else "are not started"
         warn(
             f"GPUs have room for {workers.encode} of {config.encoder_actors} encoder actors; the "
-            "others wait for more GPUs; a smaller --gpus-per-encoder lets several share one"
+            f"others {others}; a smaller --gpus-per-encoder lets several share one"
         )
     preprocess = replace(
         preprocess, decoders=workers.decoders_an_actor, block_bytes=workers.block_bytes

@@ -152,7 +152,7 @@ def _block_bytes(decoders: int, encoders: int) -> int:
     """The size of a block of patches that the object stores have room for.
 
     The engine starts no call unless there is room for two blocks of every call that runs, and for
-    what waits: with blocks of a 32nd of the store, 3 of 16 decoders were at work, with a 256th 14.
+    what waits: with blocks of a 32nd of the store, 3 of 16 calls were at work, with a 256th 14.
     """
     blocks = _BLOCKS_A_DECODER * decoders + _BLOCKS_AN_ENCODER * encoders
     room = resources().get("object_store_memory", math.inf) / blocks
